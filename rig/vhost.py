@@ -1,0 +1,305 @@
+"""A virtual host: the machine's own root, booted in an emulator with KVM in it.
+
+The emulator runs in TCG and emulates AMD's SVM, so the KVM inside is the real
+one. Nothing that runs in the host can write to the machine, apart from the
+folder it shares. All times are in seconds, memory is in MiB.
+"""
+
+import os
+import platform
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from errors import RigError, Timeout, check_warnings, from_log, read_lines
+
+TOP = Path(__file__).resolve().parent.parent
+NETWORK = '10.77.0.'
+SHARE = '/run/results'
+GRACE = 20      # from a host's last word to its power-off
+
+MACHINES = {
+    'x86_64': ['-M', 'q35', '-accel', 'tcg,thread=multi',
+               '-cpu', 'max,la57=off'],
+}
+CONSOLES = {'x86_64': 'ttyS0'}
+
+
+def _default(variable, path):
+    return Path(os.environ.get(variable, TOP / path))
+
+
+@dataclass
+class Options:
+    """How to boot one virtual host. Paths are those of the real machine."""
+    name: str = 'vhost'
+    qemu: Path = field(default_factory=lambda: _default(
+        'RIG_QEMU', 'build/qemu/obj/qemu-system-x86_64'))
+    kernel: Path = field(default_factory=lambda: _default(
+        'RIG_KERNEL', 'build/linux/obj/arch/x86/boot/bzImage'))
+    firmware: Path = field(default_factory=lambda: _default(
+        'RIG_FIRMWARE', 'build/firmware'))
+    cpus: int = 2
+    memory: int = 2048
+    append: str = ''                # more of the kernel command line
+    timeout: float = 600
+    log: Path = None                # serial log; default build/rig/NAME.serial.log
+    share: Path = None              # folder seen read-write at SHARE
+    ports: dict = field(default_factory=dict)   # name: path of a unix socket
+    pipes: tuple = ()               # names of ports for VirtualHost.sockets
+    ip: str = ''                    # with net: address/prefix of eth0
+    net: socket.socket = None       # one end of join()
+    environment: dict = field(default_factory=dict)
+    cwd: str = '/'
+
+    def __post_init__(self):
+        if self.log is None:
+            self.log = TOP / 'build/rig' / f'{self.name}.serial.log'
+
+
+def join():
+    """Two ends of a network cable, for the `net` of two hosts."""
+    return socket.socketpair()
+
+
+def pair_options(options):
+    """The options of two hosts, a and b, on a network of their own."""
+    log = Path(options.log)
+    return [replace(options, name=name, net=end, ip=f'{NETWORK}{number}/24',
+                    log=log.with_name(f'{name}.serial.log'))
+            for number, (name, end) in enumerate(zip('ab', join()), 1)]
+
+
+class VirtualHost:
+    """Boots a host and runs one command in it; a context manager.
+
+    Leaving the context, or the death of this process, ends the emulator.
+    """
+
+    def __init__(self, options, argv, sink=None):
+        """sink is called, in a thread of its own, with bytes of output."""
+        self.options = options
+        self.argv = [str(arg) for arg in argv]
+        self.sink = sink or (lambda data: None)
+        self.sockets = {}
+        self.status = None
+        self._process = None
+        self._threads = []
+        self._pass = []         # what the emulator inherits
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc):
+        self.stop()
+
+    # Starting
+
+    def start(self):
+        """Power the host on. RigError if a file it needs is missing."""
+        options = self.options
+        for path in (options.qemu, options.kernel, options.firmware):
+            if not Path(path).exists():
+                raise RigError(f'{path} is missing: has it been built?')
+        Path(options.log).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.log).write_bytes(b'')
+        output, status = self._pipe('rig.out'), self._pipe('rig.status')
+        for name in options.pipes:
+            self.sockets[name] = self._pipe(name)
+        self._spawn(self._command())
+        self._read(output, self.sink)
+        self._read(status, self._take_status)
+
+    def _pipe(self, name):
+        """Our end of a new port. The emulator inherits the other one."""
+        ours, theirs = socket.socketpair()
+        self._pass.append((name, theirs))
+        return ours
+
+    def _spawn(self, command):
+        """Start the emulator in such a way that it dies with us."""
+        fds = [end.fileno() for _, end in self._pass]
+        if self.options.net:
+            fds.append(self.options.net.fileno())
+        files = [self._fw_cfg('job', self._job()),
+                 self._fw_cfg('setup', self._setup())]
+        for fd, arguments in files:
+            fds.append(fd)
+            command += arguments
+        log = open(Path(self.options.log).with_suffix('.qemu'), 'wb')
+        with log:
+            self._process = subprocess.Popen(
+                ['setpriv', '--pdeathsig', 'KILL', *command], pass_fds=fds,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for fd, _ in files:
+            os.close(fd)
+        for _, end in self._pass:
+            end.close()
+        if self.options.net:
+            self.options.net.close()
+
+    @staticmethod
+    def _fw_cfg(name, text):
+        """A file in the machine's firmware configuration: (fd, arguments)."""
+        fd = os.memfd_create(name)
+        os.write(fd, text.encode())
+        return fd, ['-fw_cfg', f'name=opt/rig/{name},file=/proc/self/fd/{fd}']
+
+    def _job(self):
+        """The script that init runs: environment, folder, command."""
+        lines = [f'export {name}={shlex.quote(str(value))}'
+                 for name, value in self.options.environment.items()]
+        lines.append(f'cd {shlex.quote(str(self.options.cwd))} || exit 126')
+        lines.append('exec ' + shlex.join(self.argv))
+        return '\n'.join(lines) + '\n'
+
+    def _setup(self):
+        """The variables that init reads."""
+        options = self.options
+        return (f'RIG_NAME={shlex.quote(options.name)}\n'
+                f'RIG_IP={options.ip if options.net else ""}\n'
+                f'RIG_SHARE={SHARE if options.share else ""}\n')
+
+    def _command(self):
+        options = self.options
+        arch = platform.machine()
+        command = [
+            str(options.qemu), '-nodefaults', '-no-user-config', '-no-reboot',
+            '-display', 'none', '-L', str(options.firmware), *MACHINES[arch],
+            '-smp', str(options.cpus), '-m', f'{options.memory}M',
+            '-kernel', str(options.kernel),
+            '-append', self._kernel_line(CONSOLES[arch]),
+            '-chardev', f'file,id=serial,path={options.log}',
+            '-serial', 'chardev:serial', '-device', 'virtio-rng-pci',
+            '-device', 'virtio-serial-pci,max_ports=31']
+        command += self._shared_folder('root', '/', ',readonly=on')
+        if options.share:
+            command += self._shared_folder('share', options.share)
+        for name, end in self._pass:
+            command += self._port(name, f'fd={end.fileno()}')
+        for name, path in options.ports.items():
+            command += self._port(name, f'path={path},server=on,wait=off')
+        return command + self._network()
+
+    def _kernel_line(self, console):
+        return (f'console={console} root=root rootfstype=9p ro rootflags='
+                'trans=virtio,version=9p2000.L,cache=loose,msize=512000 '
+                'panic=-1 oops=panic '
+                f'init={TOP}/rig/init {self.options.append}').rstrip()
+
+    @staticmethod
+    def _shared_folder(tag, path, more=''):
+        return ['-fsdev', f'local,id={tag},path={path},security_model=none,'
+                f'multidevs=remap{more}',
+                '-device', f'virtio-9p-pci,fsdev={tag},mount_tag={tag}']
+
+    @staticmethod
+    def _port(name, socket_options):
+        return ['-chardev', f'socket,id={name},{socket_options}',
+                '-device', f'virtserialport,chardev={name},name={name}']
+
+    def _network(self):
+        """eth0; jumbo frames, because each packet costs an emulated exit."""
+        options = self.options
+        if not options.net:
+            return []
+        mac = f'52:54:00:77:00:{int(options.ip.split("/")[0].split(".")[3]):02x}'
+        return ['-netdev', 'stream,id=net,server=off,addr.type=fd,'
+                f'addr.str={options.net.fileno()}',
+                '-device', 'virtio-net-pci,netdev=net,romfile=,host_mtu=9000,'
+                f'mac={mac}']
+
+    # Running
+
+    def _read(self, end, consume):
+        thread = threading.Thread(target=self._read_all, args=(end, consume),
+                                  daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    @staticmethod
+    def _read_all(end, consume):
+        with end:
+            while data := end.recv(65536):
+                consume(data)
+
+    def _take_status(self, data):
+        self.status = int(data)
+
+    @property
+    def running(self):
+        """Whether the emulator is there and no status has arrived."""
+        return self.status is None and self._process.poll() is None
+
+    def wait(self, timeout=None):
+        """The command's exit status, once the host is off.
+
+        Raises Timeout, Panic, LostVM, or KernelWarning (also when the
+        command succeeded). timeout defaults to that of the options.
+        """
+        limit = self.options.timeout if timeout is None else timeout
+        end = time.monotonic() + limit
+        while self.running and time.monotonic() < end:
+            time.sleep(0.05)
+        if self.running:
+            self.stop()
+            raise Timeout(f'{self.what}: not done after {limit:g} s',
+                          self.options.log, read_lines(self.options.log)[-8:])
+        self._power_off()
+        if self.status is None:
+            raise self._lost()
+        check_warnings(self.options.log, self.what)
+        return self.status
+
+    @property
+    def what(self):
+        """The host and its command, for messages."""
+        return f'{self.options.name} ({shlex.join(self.argv)[:60]})'
+
+    def _lost(self):
+        error = from_log(self.options.log, self.what)
+        error.lines += read_lines(Path(self.options.log).with_suffix('.qemu'))
+        return error
+
+    def check(self):
+        """Raise what wait() would, if the host has ended; else return."""
+        if not self.running and self.status is None:
+            self._power_off()
+            if self.status is None:
+                raise self._lost()
+
+    def _power_off(self):
+        """Let the emulator flush and end by itself; read to the end."""
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            pass
+        self.stop()
+
+    def stop(self):
+        """End the emulator, however it is."""
+        if self._process:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+            for thread in self._threads:
+                thread.join()
+        for end in self.sockets.values():
+            end.close()
+
+
+def interrupt_on_sigterm():
+    """Have SIGTERM unwind like Ctrl-C, so that contexts are left."""
+    def raise_exit(number, _frame):
+        raise SystemExit(128 + number)
+    signal.signal(signal.SIGTERM, raise_exit)
