@@ -1,0 +1,130 @@
+"""The guest that is migrated: its QEMU's command line, and what it says."""
+
+import json
+import threading
+import time
+
+from errors import RigError, Timeout
+
+PORTS = '/dev/virtio-ports/'
+
+
+def qemu_command(scenario, incoming):
+    """argv of the QEMU inside a virtual host; incoming on the destination.
+
+    Its QMP, and the guest's own port, are ports of the virtual host, so that
+    one process outside holds all the strings.
+    """
+    command = [
+        str(scenario.qemu), '-nodefaults', '-no-user-config', '-no-reboot',
+        '-display', 'none', '-L', str(scenario.firmware),
+        '-accel', accel(scenario, incoming), '-cpu', 'max',
+        '-object', 'memory-backend-memfd,id=ram,share=on,'
+        f'size={scenario.memory_mib}M',
+        '-M', 'q35,memory-backend=ram', '-m', f'{scenario.memory_mib}M',
+        '-smp', str(scenario.vcpus),
+        '-kernel', str(scenario.guest_kernel),
+        '-initrd', str(scenario.initramfs),
+        '-append', 'console=ttyS0 quiet panic=-1 oops=panic '
+        f'pagecheck.mib={scenario.touched_mib}',
+        '-serial', 'stdio',
+        '-chardev', f'pipe,id=qmp,path={PORTS}qmp',
+        '-mon', 'chardev=qmp,mode=control',
+        '-device', 'virtio-serial-pci',
+        '-chardev', f'pipe,id=guest,path={PORTS}guest',
+        '-device', 'virtserialport,chardev=guest,name=guest']
+    for event in scenario.trace:
+        command += ['-trace', event]
+    return command + (['-incoming', 'defer'] if incoming else [])
+
+
+def accel(scenario, incoming):
+    """userfault= is the destination's affair, and not every QEMU's."""
+    if incoming and scenario.userfault_known:
+        return f'kvm,userfault={scenario.userfault}'
+    return 'kvm'
+
+
+class GuestFeed:
+    """All that the guest reports, from whichever host it is on.
+
+    reports holds (seconds, message) in order of arrival, the seconds being
+    those of time.monotonic().
+    """
+
+    def __init__(self):
+        self.reports = []
+        self._arrived = threading.Condition()
+        self._sockets = {}
+
+    def listen(self, name, sock):
+        """Read from the port of one host until it is gone."""
+        self._sockets[name] = sock
+        threading.Thread(target=self._read, args=(sock,), daemon=True).start()
+
+    def _read(self, sock):
+        rest = b''
+        try:
+            while data := sock.recv(65536):
+                *lines, rest = (rest + data).split(b'\n')
+                for line in lines:
+                    self._take(line)
+        except OSError:
+            pass        # the host has been stopped
+
+    def _take(self, line):
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = {'event': 'garbage', 'line': line[:200].decode('latin1')}
+        with self._arrived:
+            self.reports.append((time.monotonic(), message))
+            self._arrived.notify_all()
+
+    def send(self, name, command):
+        """Give the guest a command, by the port of the host it is on."""
+        self._sockets[name].sendall(command.encode() + b'\n')
+
+    def wait_for(self, event, timeout, check=lambda: None):
+        """The first message of that kind from now on; Timeout without one.
+
+        check is called now and then, to raise what makes waiting pointless.
+        """
+        end = time.monotonic() + timeout
+        seen = 0
+        while time.monotonic() < end:
+            check()
+            with self._arrived:
+                for _, message in self.reports[seen:]:
+                    if message['event'] == event:
+                        return message
+                seen = len(self.reports)
+                self._arrived.wait(0.5)
+        raise Timeout(f'the guest did not report "{event}" in {timeout:g} s')
+
+    @property
+    def last(self):
+        """The newest message that counts operations, or None."""
+        for _, message in reversed(self.reports):
+            if 'operations' in message:
+                return message
+        return None
+
+    def rate(self, start, end):
+        """Operations per second between two moments; 0 without reports."""
+        points = [(when, message['operations'])
+                  for when, message in list(self.reports)
+                  if start <= when <= end and 'operations' in message]
+        if len(points) < 2 or points[-1][0] == points[0][0]:
+            return 0.0
+        return ((points[-1][1] - points[0][1])
+                / (points[-1][0] - points[0][0]))
+
+    def check_monotonic(self):
+        """Raise if the guest as a whole ever went back in time."""
+        writes = [message['writes'] for _, message in list(self.reports)
+                  if 'writes' in message]
+        for before, after in zip(writes, writes[1:]):
+            if after < before:
+                raise RigError('the guest went back in time: '
+                               f'{before} writes, then {after}')

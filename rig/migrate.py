@@ -1,0 +1,273 @@
+"""A guest at work moves between two virtual hosts by post-copy.
+
+Scenario says what is wanted, Migration does it and gathers raw results;
+report.py makes the report of them. Times are seconds unless a name says else.
+"""
+
+import select
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from errors import RigError, Timeout, check_warnings
+from guest import GuestFeed, qemu_command
+from monitor import Monitor, MonitorError, accel_properties
+from vhost import TOP, Options, VirtualHost, pair_options
+
+PORT = 4444
+DESTINATION = '10.77.0.2'
+SAMPLE_INTERVAL = 0.1
+ENDED = ('completed', 'failed', 'cancelled')
+
+
+@dataclass
+class Scenario:
+    """What to migrate, and how. Paths are those of the real machine."""
+    vcpus: int = 4
+    memory_mib: int = 512
+    touched_mib: int = 256
+    userfault: str = 'auto'
+    preempt: bool = False
+    precopy_percent: int = 0        # of RAM to send before post-copy starts
+    bandwidth_mib: int = 0          # MiB/s of the background; 0: no limit
+    measure: float = 3              # of work before, and of work after
+    timeout: float = 300            # of the migration, and of each wait
+    qemu: Path = field(default_factory=lambda: Options().qemu)
+    firmware: Path = field(default_factory=lambda: Options().firmware)
+    kernel_a: Path = field(default_factory=lambda: Options().kernel)
+    kernel_b: Path = field(default_factory=lambda: Options().kernel)
+    guest_kernel: Path = field(default_factory=lambda: Options().kernel)
+    initramfs: Path = TOP / 'build/guest/initramfs.cpio'
+    host_cpus: int = 2
+    host_memory: int = 0            # MiB; 0: what the guest needs, and some
+    append: str = ''                # of the hosts' kernel command lines
+    trace: tuple = ()               # trace events of the guest's QEMUs
+    logs: Path = TOP / 'build/rig'
+    userfault_known: bool = False   # set by Migration: -accel kvm,userfault=
+
+    def host_options(self):
+        """Options of the two virtual hosts."""
+        memory = self.host_memory or self.memory_mib * 5 // 4 + 1024
+        common = Options(qemu=self.qemu, firmware=self.firmware,
+                         cpus=self.host_cpus, memory=memory,
+                         append=self.append, timeout=self.timeout,
+                         log=self.logs / 'x.serial.log',
+                         pipes=('qmp', 'guest'))
+        a, b = pair_options(common)
+        a.kernel, b.kernel = self.kernel_a, self.kernel_b
+        return {'a': a, 'b': b}
+
+
+class Migration:
+    """One run of a scenario; use once. run() returns the raw results."""
+
+    def __init__(self, scenario, progress):
+        self.scenario = scenario
+        self.progress = progress
+        self.feed = GuestFeed()
+        self.hosts = {}
+        self.monitors = {}
+        self.samples = []
+        self.moments = {}       # name: time.monotonic()
+        self.raw = {}
+
+    def run(self):
+        """Boot, migrate, verify. Raises RigError on anything but success.
+
+        A guest that is wrong is no error here: it is in the results.
+        """
+        scenario = self.scenario
+        self._check_qemu()
+        scenario.logs.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                self._boot(stack)
+                self._prepare()
+                self._fill()
+                self._measure('before')
+                self._migrate()
+                self._measure('after')
+                self._verify()
+            except (MonitorError, OSError) as error:
+                self._check_hosts()     # a dead host explains it better
+                raise RigError(f'{error}\n{self._log_names()}') from error
+            self._check_hosts()
+        self._check_logs()
+        return self
+
+    def _check_qemu(self):
+        scenario = self.scenario
+        for path in (scenario.qemu, scenario.firmware, scenario.initramfs,
+                     scenario.guest_kernel):
+            if not Path(path).exists():
+                raise RigError(f'{path} is missing: has it been built?')
+        known = accel_properties(scenario.qemu, scenario.firmware)
+        scenario.userfault_known = 'userfault' in known
+        if scenario.userfault == 'on' and not scenario.userfault_known:
+            raise RigError(f'{scenario.qemu} has no -accel kvm,userfault=')
+
+    # Starting
+
+    def _boot(self, stack):
+        self.progress.step('booting two virtual hosts')
+        for name, options in self.scenario.host_options().items():
+            log = stack.enter_context(open(self._guest_log(name), 'wb', 0))
+            command = qemu_command(self.scenario, incoming=name == 'b')
+            self.hosts[name] = stack.enter_context(
+                VirtualHost(options, command, log.write))
+        for name, host in self.hosts.items():
+            self.feed.listen(name, host.sockets['guest'])
+        for name, host in self.hosts.items():
+            self._await_greeting(name, host.sockets['qmp'])
+            monitor = Monitor(f'QEMU on {name}', host.sockets['qmp'])
+            self.monitors[name] = monitor
+            stack.callback(monitor.close)
+
+    def _await_greeting(self, name, sock):
+        end = time.monotonic() + self.scenario.timeout
+        while not select.select([sock], [], [], 0.2)[0]:
+            self._check_hosts()
+            if time.monotonic() > end:
+                raise Timeout(f'no QMP greeting from host {name}',
+                              self.hosts[name].options.log)
+
+    def _prepare(self):
+        capabilities = ['postcopy-ram', 'postcopy-blocktime', 'events']
+        if self.scenario.preempt:
+            capabilities.append('postcopy-preempt')
+        limit = self.scenario.bandwidth_mib << 20
+        for monitor in self.monitors.values():
+            monitor('migrate-set-capabilities', capabilities=[
+                {'capability': name, 'state': True} for name in capabilities])
+            monitor('migrate-set-parameters', max_postcopy_bandwidth=limit,
+                    max_bandwidth=limit or 1 << 40)
+        self.monitors['b']('migrate-incoming',
+                           uri=f'tcp:{DESTINATION}:{PORT}')
+
+    def _fill(self):
+        self.progress.step('booting the guest on a, filling its memory')
+        self.raw['filled'] = self.feed.wait_for(
+            'filled', self.scenario.timeout, self._check_hosts)
+        self.feed.wait_for('working', self.scenario.timeout,
+                           self._check_hosts)
+
+    # The migration
+
+    def _measure(self, phase):
+        """Let the guest work for a while and sample nothing but it."""
+        self._mark(f'{phase}_start')
+        end = time.monotonic() + self.scenario.measure
+        while time.monotonic() < end:
+            self._check_hosts()
+            self.progress.update(f'guest at work {phase} the migration: '
+                                 f'{self._operations_now():.0f} operations/s')
+            time.sleep(SAMPLE_INTERVAL)
+        self._mark(f'{phase}_end')
+
+    def _migrate(self):
+        self.progress.step(f'migrating, userfault={self.scenario.userfault}')
+        self._mark('start')
+        self.monitors['a']('migrate', uri=f'tcp:{DESTINATION}:{PORT}')
+        end = time.monotonic() + self.scenario.timeout
+        while not self._sample():
+            if time.monotonic() > end:
+                raise Timeout('the migration did not complete in '
+                              f'{self.scenario.timeout:g} s: '
+                              f'{self.samples[-1]["status"]}\n'
+                              + self._log_names())
+            time.sleep(SAMPLE_INTERVAL)
+        self._mark('end')
+        self.raw['source'] = self.monitors['a']('query-migrate')
+        self.raw['destination'] = self.monitors['b']('query-migrate')
+
+    def _sample(self):
+        """Take one sample and act on it. True once both sides completed."""
+        source = self.monitors['a']('query-migrate')
+        self._start_postcopy(source)
+        destination = self.monitors['b']('query-migrate')
+        self._check_hosts()
+        sample = self._make_sample(source, destination)
+        self.samples.append(sample)
+        self._show(sample)
+        for side in (source, destination):
+            if side.get('status') in ('failed', 'cancelled', 'postcopy-paused'):
+                raise RigError(f'migration {side["status"]}: '
+                               f'{side.get("error-desc", "no reason given")}\n'
+                               + self._log_names())
+        return (source.get('status') == 'completed'
+                and destination.get('status') == 'completed')
+
+    def _start_postcopy(self, source):
+        if 'postcopy' in self.moments or source.get('status') != 'active':
+            return
+        ram = source.get('ram', {})
+        sent = ram.get('total', 0) - ram.get('remaining', 0)
+        if sent * 100 >= self.scenario.precopy_percent * ram.get('total', 1):
+            self.monitors['a']('migrate-start-postcopy')
+            self._mark('postcopy')
+
+    def _make_sample(self, source, destination):
+        ram = source.get('ram', {})
+        userfault = destination.get('kvm-userfault', {})
+        return {
+            't': time.monotonic(),
+            'status': source.get('status', 'none'),
+            'destination_status': destination.get('status', 'none'),
+            'operations': (self.feed.last or {}).get('operations', 0),
+            'pages_left': ram.get('remaining', 0) // ram.get('page-size', 4096),
+            'page_requests': ram.get('postcopy-requests', 0),
+            'userfault_exits': userfault.get('exits', 0),
+            'userfault_requests': userfault.get('requests', 0),
+            'bytes_sent': ram.get('transferred', 0),
+        }
+
+    def _show(self, sample):
+        earlier = next((old for old in reversed(self.samples[:-1])
+                        if sample['t'] - old['t'] >= 0.8), self.samples[0])
+        span = sample['t'] - earlier['t']
+        key = 'userfault_exits' if sample['userfault_exits'] else 'page_requests'
+        rate = (sample[key] - earlier[key]) / span if span else 0
+        what = 'exits' if key == 'userfault_exits' else 'page requests'
+        self.progress.update(
+            f'{sample["status"]:16} {sample["pages_left"]:7d} pages left, '
+            f'{rate:6.0f} {what}/s, {self._operations_now():7.0f} operations/s')
+
+    def _operations_now(self):
+        now = time.monotonic()
+        return self.feed.rate(now - 1, now)
+
+    def _mark(self, name):
+        self.moments[name] = time.monotonic()
+
+    def _verify(self):
+        self.progress.step('verifying every page')
+        self.feed.send('b', 'verify')
+        self.raw['verified'] = self.feed.wait_for(
+            'verified', self.scenario.timeout, self._check_hosts)
+        self.feed.check_monotonic()
+
+    # Failures
+
+    def _check_hosts(self):
+        """Raise if a host is lost or its QEMU, the job, has ended."""
+        for name, host in self.hosts.items():
+            host.check()
+            if host.status is not None:
+                log = self._guest_log(name)
+                tail = log.read_text('utf-8', 'replace').splitlines()[-8:]
+                raise RigError(f'QEMU on {name} ended with status '
+                               f'{host.status}; its log: {log}',
+                               host.options.log, tail)
+
+    def _check_logs(self):
+        for name, host in self.hosts.items():
+            check_warnings(host.options.log, f'host {name}')
+            check_warnings(self._guest_log(name), f'guest on {name}')
+
+    def _guest_log(self, name):
+        return self.scenario.logs / f'{name}.guest.log'
+
+    def _log_names(self):
+        return '\n'.join(f'log: {path}' for name, host in self.hosts.items()
+                         for path in (host.options.log, self._guest_log(name)))

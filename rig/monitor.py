@@ -1,0 +1,81 @@
+"""QMP, by the module of the QEMU tree, over a socket that is there already."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+
+from errors import RigError
+from vhost import TOP
+
+QEMU_PYTHON = os.environ.get('RIG_QEMU_PYTHON', str(TOP / 'build/qemu/src/python'))
+
+
+def _protocol():
+    """The synchronous client class; its tree is not on the default path."""
+    if QEMU_PYTHON not in sys.path:
+        sys.path.insert(0, QEMU_PYTHON)
+    try:
+        from qemu.qmp.legacy import QEMUMonitorProtocol
+    except ImportError as error:
+        raise RigError(f'no qemu.qmp in {QEMU_PYTHON} (RIG_QEMU_PYTHON): '
+                       f'{error}') from error
+    return QEMUMonitorProtocol
+
+
+class Monitor:
+    """One QMP connection. Any failure of it is a MonitorError."""
+
+    def __init__(self, name, sock, timeout=60):
+        """Greets the QEMU at the other end, waiting for it to start."""
+        self.name = name
+        self._client = _protocol()(sock)
+        self._call('connect', self._client.connect)
+        self._client.settimeout(timeout)
+
+    def __call__(self, command, **arguments):
+        """Run a command; underscores stand for dashes in argument names."""
+        plain = {key.replace('_', '-'): value
+                 for key, value in arguments.items()}
+        return self._call(command, self._client.cmd, command, **plain)
+
+    def _call(self, what, function, *args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except asyncio.TimeoutError as error:
+            raise MonitorError(f'{self.name}: {what}: no answer') from error
+        except Exception as error:      # QMPError has no base with OSError
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            raise MonitorError(f'{self.name}: {what}: {error}') from error
+
+    def close(self):
+        """Hang up; an error in that is of no interest."""
+        try:
+            self._client.close()
+        except Exception:       # the other end is gone, in whatever way
+            pass
+
+
+class MonitorError(RigError):
+    """A QMP command failed, or the QEMU at the other end is gone."""
+
+
+def accel_properties(qemu, firmware):
+    """Names of the properties of -accel kvm that this binary knows."""
+    commands = [{'execute': 'qmp_capabilities'},
+                {'execute': 'qom-list-properties',
+                 'arguments': {'typename': 'kvm-accel'}},
+                {'execute': 'quit'}]
+    text = '\n'.join(json.dumps(command) for command in commands)
+    done = subprocess.run(
+        [str(qemu), '-L', str(firmware), '-M', 'none', '-nodefaults',
+         '-display', 'none', '-qmp', 'stdio'], input=text, text=True,
+        capture_output=True, timeout=60)
+    for line in done.stdout.splitlines():
+        answer = json.loads(line).get('return')
+        if isinstance(answer, list):
+            return {entry['name'] for entry in answer}
+    raise RigError(f'{qemu}: cannot list the properties of -accel kvm: '
+                   f'{done.stderr.strip()}')
