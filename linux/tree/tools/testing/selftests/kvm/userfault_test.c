@@ -421,12 +421,8 @@ TEST_F(userfault, readonly_slot_can_toggle)
 	struct userfault_slot *slot = &self->slot;
 
 	vm_mem_region_delete(self->vm, slot->id);
-	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, slot->gpa, slot->id,
-				    vm_calc_num_guest_pages(self->vm->mode,
-							    TEST_NPAGES * slot->page_size),
-				    KVM_MEM_READONLY);
-	slot->mem = addr_gpa2hva(self->vm, slot->gpa);
-	slot->base_flags = KVM_MEM_READONLY;
+	__userfault_slot_add(slot, self->vm, VM_MEM_SRC_ANONYMOUS, slot->gpa,
+			     TEST_NPAGES, KVM_MEM_READONLY);
 
 	userfault_set_all(slot);
 	userfault_on(slot);
@@ -485,12 +481,11 @@ TEST_F(userfault, slot_can_be_deleted_and_added_while_on)
 	guest_read_faults(self->vcpu, slot, 0);
 	vm_mem_region_delete(self->vm, slot->id);
 
-	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, slot->gpa, slot->id,
-				    vm_calc_num_guest_pages(self->vm->mode,
-							    TEST_NPAGES * slot->page_size), 0);
-	slot->mem = addr_gpa2hva(self->vm, slot->gpa);
+	__userfault_slot_add(slot, self->vm, VM_MEM_SRC_ANONYMOUS, slot->gpa,
+			     TEST_NPAGES, 0);
 	userfault_fill_all(slot);
 	guest_read_filled(self->vcpu, slot, 1);
+	userfault_set_bit(slot, 1);
 	userfault_on(slot);
 	guest_read_filled(self->vcpu, slot, 0);
 	guest_read_faults(self->vcpu, slot, 1);

@@ -29,7 +29,7 @@ static void gmem_slot_add(struct userfault_slot *slot, struct kvm_vm *vm, int fd
 	slot->base_flags = KVM_MEM_GUEST_MEMFD;
 	vm_mem_add(vm, VM_MEM_SRC_ANONYMOUS, slot->gpa, slot->id, guest_npages,
 		   slot->base_flags, fd, 0);
-	virt_map(vm, slot->gpa, slot->gpa, guest_npages);
+	userfault_slot_map(slot);
 	slot->mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
 }
 
@@ -48,12 +48,21 @@ static bool have_shared_gmem(void)
  * Several vCPUs count in their own word of every page, again and again.  The
  * threads that run them resolve the userfaults, while the test toggles.
  */
-FIXTURE(running) {
-	struct kvm_vcpu *vcpus[NR_VCPUS];
-	pthread_t threads[NR_VCPUS];
+struct counting_vm {
 	struct userfault_slot slot;
+	struct kvm_vcpu *vcpus[NR_VCPUS];
 	unsigned long filled[DIV_ROUND_UP(TEST_NPAGES, BITS_PER_BITMAP_WORD)];
 	bool all_filled;
+};
+
+struct counter {
+	struct counting_vm *cvm;
+	pthread_t thread;
+	int index;
+};
+
+FIXTURE(running) {
+	struct counting_vm cvm;
 };
 
 FIXTURE_VARIANT(running) {
@@ -78,11 +87,14 @@ static bool guest_stop;
 static void guest_count(u64 base, u64 npages, u64 page_size)
 {
 	u64 passes = 0;
+	u64 *word;
 	u64 i;
 
 	do {
-		for (i = 0; i < npages; i++)
-			++*(volatile u64 *)(base + i * page_size);
+		for (i = 0; i < npages; i++) {
+			word = (u64 *)(base + i * page_size);
+			WRITE_ONCE(*word, READ_ONCE(*word) + 1);
+		}
 		passes++;
 	} while (!READ_ONCE(guest_stop));
 
@@ -91,34 +103,29 @@ static void guest_count(u64 base, u64 npages, u64 page_size)
 
 FIXTURE_SETUP(running)
 {
+	struct userfault_slot *slot = &self->cvm.slot;
 	struct kvm_vm *vm;
 	int i;
 
 	if (variant->gmem && !have_shared_gmem())
 		SKIP(return, "no guest_memfd that can be mapped");
 
-	vm = vm_create_with_vcpus(NR_VCPUS, guest_count, self->vcpus);
+	vm = vm_create_with_vcpus(NR_VCPUS, guest_count, self->cvm.vcpus);
 	if (variant->gmem)
-		gmem_slot_add(&self->slot, vm, gmem_create(vm));
+		gmem_slot_add(slot, vm, gmem_create(vm));
 	else
-		userfault_slot_add(&self->slot, vm, variant->src_type, USERFAULT_GPA,
-				   TEST_NPAGES);
+		userfault_slot_add(slot, vm, variant->src_type, USERFAULT_GPA, TEST_NPAGES);
 
-	memset(self->slot.mem, 0xee, TEST_NPAGES * self->slot.page_size);
+	memset(slot->mem, 0xee, TEST_NPAGES * slot->page_size);
 	for (i = 0; i < NR_VCPUS; i++)
-		vcpu_args_set(self->vcpus[i], 3, self->slot.gpa + i * sizeof(u64),
-			      TEST_NPAGES, self->slot.page_size);
+		vcpu_args_set(self->cvm.vcpus[i], 3, slot->gpa + i * sizeof(u64),
+			      TEST_NPAGES, slot->page_size);
 }
 
 FIXTURE_TEARDOWN(running)
 {
-	kvm_vm_free(self->slot.vm);
+	kvm_vm_free(self->cvm.slot.vm);
 }
-
-struct counter {
-	FIXTURE_DATA(running) *test;
-	int index;
-};
 
 static u64 counter_start(u64 page, int index)
 {
@@ -126,38 +133,39 @@ static u64 counter_start(u64 page, int index)
 }
 
 /* Whoever claims a page fills it and publishes it: all others try again. */
-static void resolve_userfault(FIXTURE_DATA(running) *test, u64 page)
+static void resolve_userfault(struct counting_vm *cvm, u64 page)
 {
 	unsigned long bit = 1UL << (page % BITS_PER_BITMAP_WORD);
-	u64 *mem = userfault_page(&test->slot, page);
+	u64 *mem = userfault_page(&cvm->slot, page);
 	int i;
 
-	if (__atomic_fetch_or(&test->filled[page / BITS_PER_BITMAP_WORD], bit,
+	if (__atomic_fetch_or(&cvm->filled[page / BITS_PER_BITMAP_WORD], bit,
 			      __ATOMIC_ACQ_REL) & bit) {
-		if (READ_ONCE(test->all_filled))
-			userfault_publish(&test->slot, page);
+		if (READ_ONCE(cvm->all_filled))
+			userfault_publish(&cvm->slot, page);
 		return;
 	}
 
 	for (i = 0; i < NR_VCPUS; i++)
 		mem[i] = counter_start(page, i);
-	userfault_publish(&test->slot, page);
+	userfault_publish(&cvm->slot, page);
 }
 
 static void *vcpu_thread(void *arg)
 {
 	struct counter *counter = arg;
-	struct userfault_slot *slot = &counter->test->slot;
-	struct kvm_vcpu *vcpu = counter->test->vcpus[counter->index];
+	struct userfault_slot *slot = &counter->cvm->slot;
+	struct kvm_vcpu *vcpu = counter->cvm->vcpus[counter->index];
 	u64 page;
+	int r;
 
-	while (run_marked(vcpu)) {
+	while ((r = run_marked(vcpu))) {
 		page = (vcpu->run->memory_fault.gpa - slot->gpa) / slot->page_size;
-		TEST_ASSERT(page < TEST_NPAGES, "Fault should be in the slot, exit reason %u gpa 0x%llx",
-			    vcpu->run->exit_reason, vcpu->run->memory_fault.gpa);
-		assert_memory_fault(vcpu, -1, userfault_gpa(slot, page), slot->page_size,
+		assert_memory_fault(vcpu, r, userfault_gpa(slot, page), slot->page_size,
 				    KVM_MEMORY_EXIT_FLAG_USERFAULT);
-		resolve_userfault(counter->test, page);
+		TEST_ASSERT(page < TEST_NPAGES, "Fault should be in the slot, got gpa 0x%llx",
+			    vcpu->run->memory_fault.gpa);
+		resolve_userfault(counter->cvm, page);
 	}
 
 	return NULL;
@@ -173,10 +181,25 @@ static void wait_for_clear(struct userfault_slot *slot)
 	}
 }
 
-static void assert_counts(FIXTURE_DATA(running) *self, int index)
+/* Off with all bits clear, and off with some still set. */
+static void toggle_under_load(struct userfault_slot *slot)
+{
+	int i;
+
+	for (i = 0; i < NR_TOGGLES; i++) {
+		userfault_off(slot);
+		userfault_set_all(slot);
+		userfault_on(slot);
+		if (i & 1)
+			wait_for_clear(slot);
+	}
+	userfault_off(slot);
+}
+
+static void assert_counts(struct counting_vm *cvm, int index)
 {
 	struct ucall uc;
-	u64 cmd = get_ucall(self->vcpus[index], &uc);
+	u64 cmd = get_ucall(cvm->vcpus[index], &uc);
 	u64 want, got;
 	u64 page;
 
@@ -185,7 +208,7 @@ static void assert_counts(FIXTURE_DATA(running) *self, int index)
 
 	for (page = 0; page < TEST_NPAGES; page++) {
 		want = counter_start(page, index) + uc.args[1];
-		got = userfault_page(&self->slot, page)[index];
+		got = userfault_page(&cvm->slot, page)[index];
 		TEST_ASSERT(got == want, "vCPU %d page %lu should hold 0x%lx, got 0x%lx",
 			    index, page, want, got);
 	}
@@ -193,35 +216,26 @@ static void assert_counts(FIXTURE_DATA(running) *self, int index)
 
 TEST_F(running, toggling_loses_nothing)
 {
+	struct userfault_slot *slot = &self->cvm.slot;
 	struct counter counters[NR_VCPUS];
 	int i;
 
-	userfault_set_all(&self->slot);
-	userfault_on(&self->slot);
+	userfault_set_all(slot);
+	userfault_on(slot);
 
 	for (i = 0; i < NR_VCPUS; i++) {
-		counters[i] = (struct counter) { .test = self, .index = i };
-		kvm_pthread_create(&self->threads[i], NULL, vcpu_thread, &counters[i]);
+		counters[i] = (struct counter) { .cvm = &self->cvm, .index = i };
+		kvm_pthread_create(&counters[i].thread, NULL, vcpu_thread, &counters[i]);
 	}
 
-	wait_for_clear(&self->slot);
-	WRITE_ONCE(self->all_filled, true);
+	wait_for_clear(slot);
+	WRITE_ONCE(self->cvm.all_filled, true);
+	toggle_under_load(slot);
 
-	/* Off with all bits clear, and off with some still set. */
-	for (i = 0; i < NR_TOGGLES; i++) {
-		userfault_off(&self->slot);
-		userfault_set_all(&self->slot);
-		userfault_on(&self->slot);
-		if (i & 1)
-			wait_for_clear(&self->slot);
-	}
-	wait_for_clear(&self->slot);
-	userfault_off(&self->slot);
-
-	write_guest_global(self->slot.vm, guest_stop, true);
+	write_guest_global(slot->vm, guest_stop, true);
 	for (i = 0; i < NR_VCPUS; i++) {
-		kvm_pthread_join(self->threads[i], NULL);
-		assert_counts(self, i);
+		kvm_pthread_join(counters[i].thread, NULL);
+		assert_counts(&self->cvm, i);
 	}
 }
 

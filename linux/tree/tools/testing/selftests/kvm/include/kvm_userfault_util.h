@@ -163,22 +163,38 @@ static inline void userfault_slot_init(struct userfault_slot *slot,
 				MAP_PRIVATE | MAP_ANONYMOUS, -1);
 }
 
-/* Add a slot with all bits clear and the flag off, identity mapped in the guest. */
-static inline void userfault_slot_add(struct userfault_slot *slot,
-				      struct kvm_vm *vm,
-				      enum vm_mem_backing_src_type src_type,
-				      gpa_t gpa, u64 npages)
+/* Add a slot with all bits clear and the flag off. */
+static inline void __userfault_slot_add(struct userfault_slot *slot,
+					struct kvm_vm *vm,
+					enum vm_mem_backing_src_type src_type,
+					gpa_t gpa, u64 npages, u32 flags)
 {
 	u64 guest_npages = vm_calc_num_guest_pages(vm->mode, npages * getpagesize());
 
 	userfault_slot_init(slot, vm, gpa, npages);
-	vm_userspace_mem_region_add(vm, src_type, gpa, slot->id, guest_npages, 0);
-	virt_map(vm, gpa, gpa, guest_npages);
+	slot->base_flags = flags;
+	vm_userspace_mem_region_add(vm, src_type, gpa, slot->id, guest_npages, flags);
 
 	if (backing_src_is_shared(src_type))
 		slot->mem = addr_gpa2alias(vm, gpa);
 	else
 		slot->mem = addr_gpa2hva(vm, gpa);
+}
+
+/* Identity map the slot in the guest's page tables. */
+static inline void userfault_slot_map(struct userfault_slot *slot)
+{
+	virt_map(slot->vm, slot->gpa, slot->gpa,
+		 vm_calc_num_guest_pages(slot->vm->mode, slot->npages * slot->page_size));
+}
+
+static inline void userfault_slot_add(struct userfault_slot *slot,
+				      struct kvm_vm *vm,
+				      enum vm_mem_backing_src_type src_type,
+				      gpa_t gpa, u64 npages)
+{
+	__userfault_slot_add(slot, vm, src_type, gpa, npages, 0);
+	userfault_slot_map(slot);
 }
 
 static inline void userfault_slot_set_flags(struct userfault_slot *slot, u32 flags)
