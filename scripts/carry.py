@@ -202,19 +202,18 @@ def add_blobs(comp, repo, files):
 
 
 @contextlib.contextmanager
-def scratch(comp, name, checkout=False):
+def scratch(comp, name):
     """A second work tree at the base, gone afterwards.
 
-    Without a checkout it has only an index: git apply takes the few files
-    that it changes from there, so that a series is applied within a second.
+    It has only an index: git apply takes the few files that it changes from
+    there, so that a series is applied within a second.
     """
     path = comp.build / name
     drop_scratch(comp, path)
     try:
         git(comp.src, 'worktree', 'add', '--detach', '--no-checkout',
             path, 'base')
-        git(path, *(['reset', '--hard'] if checkout
-                    else ['read-tree', 'HEAD']))
+        git(path, 'read-tree', 'HEAD')
         yield path
     finally:
         drop_scratch(comp, path)
@@ -236,6 +235,13 @@ def locked(comp):
             say(f'waiting for another script that works on {comp.build}')
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
+
+
+def build_env(top):
+    """The environment of a build, as scripts/lib.sh sets it up."""
+    text = run('sh', '-c', 'top=$1; . "$1/scripts/lib.sh"; use_ccache; env -0',
+               'build', top)
+    return dict(line.split('=', 1) for line in text.split('\0') if line)
 
 
 def say(text):

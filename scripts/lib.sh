@@ -30,8 +30,8 @@ use_ccache() {
 	KBUILD_BUILD_USER=kvm-userfault
 	KBUILD_BUILD_HOST=localhost
 	KBUILD_BUILD_VERSION=1
-	# Not a "+" or a commit id: the release is the same in every tree.
-	LOCALVERSION=-userfault
+	# Set, so that the release gets no "+" or commit id.
+	LOCALVERSION=
 	export CCACHE_DIR CCACHE_BASEDIR CCACHE_NOHASHDIR CCACHE_MAXSIZE
 	export KBUILD_BUILD_TIMESTAMP KBUILD_BUILD_USER KBUILD_BUILD_HOST
 	export KBUILD_BUILD_VERSION LOCALVERSION

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# A front door to ./configure, meson and ninja, which do the work.
+
+# What "make demo" shows: USERFAULT=auto|on|off, MEMORY in MiB.
+USERFAULT = auto
+MEMORY = 512
+ARCH = x86
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make deps       install what the project needs (apt, as root)
+deps:
+	@scripts/deps
+
+#: make configure  check for that, and set up build/
+configure:
+	@./configure
+
+build/build.ninja:
+	@./configure
+
+ready: deps build/build.ninja
+	@:
+
+#: make all        fetch, patch and build everything
+all: ready
+	@ninja -C build
+
+#: make demo       migrate a guest that works [USERFAULT=auto|on|off] [MEMORY=MiB]
+demo: ready
+	@ninja -C build demo-parts
+	@scripts/demo --userfault $(USERFAULT) --memory $(MEMORY) --arch $(ARCH)
+
+#: make check      every test, and a summary [SUITE="style series ..."]
+check: ready
+	@ninja -C build
+	@scripts/run-tests $(SUITE)
+
+#: make clean      remove what was built, keep the prepared sources
+clean:
+	rm -rf build/*/obj build/linux/headers build/selftests build/guest \
+		build/firmware build/demo
+
+#: make distclean  remove build/; the cache folder stays
+distclean:
+	scripts/distclean
+
+.PHONY: help deps configure ready all demo check clean distclean
