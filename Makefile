@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A front door to ./configure, meson and ninja, which do the work.
 
-# What "make demo" shows: USERFAULT=auto|on|off, MEMORY in MiB.
+# Of "make demo": USERFAULT=auto|on|off, MEMORY of the guest and the part of it
+# that is TOUCHED, in MiB.
 USERFAULT = auto
 MEMORY = 512
-ARCH = x86
+TOUCHED = 256
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -27,10 +28,13 @@ ready: deps build/build.ninja
 all: ready
 	@ninja -C build
 
-#: make demo       migrate a guest that works [USERFAULT=auto|on|off] [MEMORY=MiB]
+#: make demo       migrate a guest that works [USERFAULT=off] [MEMORY=MiB]
 demo: ready
 	@ninja -C build demo-parts
-	@scripts/demo --userfault $(USERFAULT) --memory $(MEMORY) --arch $(ARCH)
+	@mkdir -p build/demo
+	@rig/migrate --userfault $(USERFAULT) --memory-mib $(MEMORY) \
+		--touched-mib $(TOUCHED) --logs build/demo \
+		--json build/demo/report.json --plot build/demo/report.png
 
 #: make check      every test, and a summary [SUITE="style series ..."]
 check: ready

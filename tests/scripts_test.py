@@ -6,7 +6,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -237,27 +236,5 @@ class Series(Toy):
             'export-series', 'toy', out, good=False))
 
 
-class Tap(unittest.TextTestResult):
-    """One TAP point for each test."""
-
-    def stopTest(self, test):
-        super().stopTest(test)
-        bad = any(t is test for t, _ in self.failures + self.errors)
-        print('not ok' if bad else 'ok', self.testsRun, '-',
-              test.id().removeprefix('__main__.'), flush=True)
-
-
-def main():
-    tap = '--tap' in sys.argv
-    argv = [a for a in sys.argv if a != '--tap']
-    runner = unittest.TextTestRunner(
-        stream=sys.stderr, verbosity=0 if tap else 1,
-        resultclass=Tap if tap else None)
-    result = unittest.main(argv=argv, testRunner=runner, exit=False).result
-    if tap:
-        print(f'1..{result.testsRun}')
-    return int(not result.wasSuccessful())
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    unittest.main()
