@@ -18,10 +18,10 @@ deps:
 configure:
 	@./configure
 
-build/build.ninja:
+build/build.ninja: | deps
 	@./configure
 
-ready: deps build/build.ninja
+ready: build/build.ninja
 	@:
 
 #: make all        fetch, patch and build everything
