@@ -17,25 +17,38 @@
 #define NR_TOGGLES	40
 #define TEST_NPAGES	67
 
+/* Two slots share a guest_memfd, the first of them does not begin at its start. */
+#define GMEM_FIRST_PAGE	3
+#define GMEM_NPAGES	(GMEM_FIRST_PAGE + 2 * TEST_NPAGES)
 #define GMEM_FLAGS	(GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
 
+static u64 gmem_offset(struct userfault_slot *slot)
+{
+	u64 page = GMEM_FIRST_PAGE + (slot->id - USERFAULT_SLOT) * TEST_NPAGES;
+
+	return page * slot->page_size;
+}
+
 /* A slot backed by nothing but @fd, which userspace fills through a mapping. */
-static void gmem_slot_add(struct userfault_slot *slot, struct kvm_vm *vm, int fd)
+static void gmem_slot_add(struct userfault_slot *slot, struct kvm_vm *vm, int fd,
+			  int index)
 {
 	size_t size = TEST_NPAGES * getpagesize();
-	u64 guest_npages = vm_calc_num_guest_pages(vm->mode, size);
 
-	userfault_slot_init(slot, vm, USERFAULT_GPA, TEST_NPAGES);
+	userfault_slot_init(slot, vm, USERFAULT_GPA + index * SZ_1G, TEST_NPAGES);
+	slot->id += index;
 	slot->base_flags = KVM_MEM_GUEST_MEMFD;
-	vm_mem_add(vm, VM_MEM_SRC_ANONYMOUS, slot->gpa, slot->id, guest_npages,
-		   slot->base_flags, fd, 0);
+	vm_mem_add(vm, VM_MEM_SRC_ANONYMOUS, slot->gpa, slot->id,
+		   vm_calc_num_guest_pages(vm->mode, size), slot->base_flags,
+		   fd, gmem_offset(slot));
 	userfault_slot_map(slot);
-	slot->mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	slot->mem = __kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+			       gmem_offset(slot));
 }
 
 static int gmem_create(struct kvm_vm *vm)
 {
-	return vm_create_guest_memfd(vm, TEST_NPAGES * getpagesize(), GMEM_FLAGS);
+	return vm_create_guest_memfd(vm, GMEM_NPAGES * getpagesize(), GMEM_FLAGS);
 }
 
 static bool have_shared_gmem(void)
@@ -112,7 +125,7 @@ FIXTURE_SETUP(running)
 
 	vm = vm_create_with_vcpus(NR_VCPUS, guest_count, self->cvm.vcpus);
 	if (variant->gmem)
-		gmem_slot_add(slot, vm, gmem_create(vm));
+		gmem_slot_add(slot, vm, gmem_create(vm), 0);
 	else
 		userfault_slot_add(slot, vm, variant->src_type, USERFAULT_GPA, TEST_NPAGES);
 
@@ -254,7 +267,7 @@ FIXTURE_SETUP(guest_memfd)
 
 	self->vm = vm_create_with_one_vcpu(&self->vcpu, userfault_guest_code);
 	self->fd = gmem_create(self->vm);
-	gmem_slot_add(&self->slot, self->vm, self->fd);
+	gmem_slot_add(&self->slot, self->vm, self->fd, 0);
 	userfault_fill_all(&self->slot);
 }
 
@@ -272,7 +285,7 @@ static void toggle(struct userfault_slot *slot)
 static void punch_hole(struct userfault_slot *slot, int fd, u64 page)
 {
 	kvm_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		      page * slot->page_size, slot->page_size);
+		      gmem_offset(slot) + page * slot->page_size, slot->page_size);
 }
 
 /* Drop every reference that the test has, the slot itself has none. */
@@ -411,6 +424,32 @@ TEST_F(guest_memfd, close_then_delete)
 	userfault_set_bit(slot, 0);
 	run_to_userfault(self->vcpu, slot, 0);
 	vm_mem_region_delete(self->vm, slot->id);
+}
+
+TEST_F(guest_memfd, slots_of_one_file_are_independent)
+{
+	struct userfault_slot *slot = &self->slot;
+	struct userfault_slot other;
+
+	gmem_slot_add(&other, self->vm, self->fd, 1);
+	userfault_fill_all(&other);
+	toggle(&other);
+	userfault_set_all(&other);
+	userfault_on(&other);
+
+	guest_read_filled(self->vcpu, slot, TEST_NPAGES - 1);
+	guest_read_faults(self->vcpu, &other, 0);
+	toggle(slot);
+	guest_read_filled(self->vcpu, slot, TEST_NPAGES - 1);
+	guest_read_filled(self->vcpu, &other, 0);
+
+	punch_hole(&other, self->fd, 0);
+	punch_hole(slot, self->fd, TEST_NPAGES - 1);
+	TEST_ASSERT_EQ(guest_access(self->vcpu, slot, GUEST_READ, TEST_NPAGES - 1, 0), 0);
+	TEST_ASSERT_EQ(guest_access(self->vcpu, &other, GUEST_READ, 0, 0), 0);
+
+	vm_mem_region_delete(self->vm, slot->id);
+	guest_read_faults(self->vcpu, &other, 1);
 }
 
 TEST_F(guest_memfd, binding_is_one_and_goes_with_the_slot)
