@@ -1,0 +1,37 @@
+/*
+ * KVM Userfault: what the KVM accelerator calls
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef ACCEL_KVM_USERFAULT_H
+#define ACCEL_KVM_USERFAULT_H
+
+#include "system/kvm_int.h"
+#include "system/kvm-userfault.h"
+
+/* Add -accel kvm,userfault=on|off|auto to the accelerator class @oc. */
+void kvm_userfault_class_init(ObjectClass *oc);
+
+/*
+ * @slot is about to be given to KVM.  Add the flag and a bitmap if its RAM is
+ * trapped.  Called with the BQL and kvm_slots_lock.
+ */
+void kvm_userfault_slot_init(KVMSlot *slot);
+
+/* @slot was taken from KVM.  Called with the BQL and kvm_slots_lock. */
+void kvm_userfault_slot_fini(KVMSlot *slot);
+
+/*
+ * Handle an exit of @cpu with KVM_MEMORY_EXIT_FLAG_USERFAULT for @gpa.  Called
+ * on the vCPU's thread, without the BQL.
+ *
+ * Returns 0 to enter the guest again, EXCP_INTERRUPT if cpu->exit_request
+ * came first, and -1 if there is no RAM at @gpa.
+ */
+int kvm_userfault_handle_exit(CPUState *cpu, hwaddr gpa, MemTxAttrs attrs);
+
+/* AccelOpsClass.kick_vcpu_thread: ends the wait for a page, too. */
+void kvm_userfault_kick_vcpu_thread(CPUState *cpu);
+
+#endif

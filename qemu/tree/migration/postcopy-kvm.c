@@ -1,0 +1,593 @@
+/*
+ * Post-copy migration with KVM Userfault
+ *
+ * vCPU threads resolve their own faults: an access to a page that has not
+ * arrived ends KVM_RUN, the vCPU's thread asks the source for the page, waits
+ * until whoever reads the stream has put it in place, and enters the guest
+ * again.  userfaultfd still traps the accesses of everybody else.
+ *
+ * A page goes through these states, each kept in a bitmap of its RAMBlock:
+ *
+ *   requested   Somebody asked for it.  Set once per page, so that one request
+ *               is in flight however many vCPUs wait.  Cleared by whoever
+ *               sees that the page has arrived, to wake those who wait.
+ *   claimed     Somebody fills it.  Set once per page; who comes second drops
+ *               its copy, as the guest may have changed the page by then.
+ *   present     It is filled and host accesses see it.  After that its bits
+ *               in KVM's bitmaps are cleared ("published"), never before: a
+ *               vCPU that entered too early would fault again, in userfaultfd.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitmap.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qemu/rcu.h"
+#include "qemu/stats64.h"
+#include "qemu/thread.h"
+#include "qemu/timer.h"
+#include "qemu/userfaultfd.h"
+#include "qapi/clone-visitor.h"
+#include "qapi/error.h"
+#include "qapi/qapi-builtin-visit.h"
+#include "qapi/qapi-types-migration.h"
+#include "exec/target_page.h"
+#include "hw/boards.h"
+#include "hw/core/cpu.h"
+#include "system/kvm-userfault.h"
+#include "postcopy-kvm.h"
+#include "postcopy-kvm-mem.h"
+#include "ram.h"
+#include "trace.h"
+
+#define POSTCOPY_KVM_SHARDS 64
+
+/* As in postcopy-blocktime: bucket N counts waits of 2^N to 2^(N+1) us */
+#define POSTCOPY_KVM_BUCKETS 24
+
+/*
+ * One per vCPU.  Except for @event, @ready and the list, used by the vCPU's
+ * own thread only; query-migrate reads the counters while they change.
+ */
+typedef struct PostcopyKvmVcpu {
+    /* Set when there may be a reason to end the wait */
+    QemuEvent event;
+    /* The page has arrived */
+    bool ready;
+    /* Where the page is that the vCPU waits for, or waited for last */
+    RAMBlock *rb;
+    ram_addr_t offset;
+    /* When the vCPU first needed that page, 0 if it is not waiting */
+    int64_t since;
+    QLIST_ENTRY(PostcopyKvmVcpu) next;
+
+    uint64_t exits;
+    uint64_t resolved;
+    uint64_t wait_ns;
+    uint64_t latency[POSTCOPY_KVM_BUCKETS];
+} PostcopyKvmVcpu;
+
+/* The vCPUs that wait for one of the pages whose number hashes to this. */
+typedef struct PostcopyKvmShard {
+    QemuMutex lock;
+    QLIST_HEAD(, PostcopyKvmVcpu) waiters;
+} PostcopyKvmShard;
+
+static struct {
+    /*
+     * Made once and kept: a vCPU that is about to wait when the migration
+     * ends finds that there is nothing to wait for, but it has to look.
+     */
+    PostcopyKvmVcpu *vcpus;
+    unsigned int nr_vcpus;
+    PostcopyKvmShard shards[POSTCOPY_KVM_SHARDS];
+
+    bool active;
+    bool used;
+    MigrationIncomingState *mis;
+
+    Stat64 pages;
+    Stat64 requests;
+    Stat64 uffd_vcpu_faults;
+    Stat64 uffd_other_faults;
+    strList *fallback;
+} state;
+
+bool postcopy_kvm_active(void)
+{
+    return qatomic_read(&state.active);
+}
+
+uint64_t postcopy_kvm_uffd_mode(RAMBlock *rb)
+{
+    return rb->postcopy_kvm ? rb->postcopy_kvm->methods->uffd_mode : 0;
+}
+
+static PostcopyKvmShard *postcopy_kvm_shard(ram_addr_t offset)
+{
+    return &state.shards[(offset / qemu_target_page_size()) %
+                         POSTCOPY_KVM_SHARDS];
+}
+
+static PostcopyKvmVcpu *postcopy_kvm_vcpu(CPUState *cpu)
+{
+    assert(cpu->cpu_index < state.nr_vcpus);
+    return &state.vcpus[cpu->cpu_index];
+}
+
+/* One page less is on its way.  See postcopy_ram_incoming_cleanup(). */
+static void postcopy_kvm_request_done(MigrationIncomingState *mis)
+{
+    int left = qatomic_dec_fetch(&mis->page_requested_count);
+
+    /* Order the update of count and read of preempt status */
+    smp_mb();
+    if (mis->preempt_thread_status == PREEMPT_THREAD_QUIT && left == 0) {
+        QEMU_LOCK_GUARD(&mis->page_request_mutex);
+        qemu_cond_signal(&mis->page_request_cond);
+    }
+}
+
+/*
+ * Note that the page is needed, and ask for it unless somebody did.
+ *
+ * Pairs with postcopy_kvm_arrived().  There, present is set before requested
+ * is looked at, and here the other way round, so that at least one of the two
+ * sees what the other did: no page arrives without its waiters being told.
+ *
+ * Returns false if the page is in place.  If true, *@ask says whether the
+ * caller has to send a request.
+ */
+static bool postcopy_kvm_want(PostcopyKvmBlock *b, ram_addr_t offset,
+                              bool *ask)
+{
+    unsigned long page = offset / qemu_target_page_size();
+
+    *ask = !bitmap_test_and_set_one_atomic(b->requested, page);
+    if (*ask) {
+        qatomic_inc(&state.mis->page_requested_count);
+    }
+
+    /* Pairs with smp_mb() in postcopy_kvm_arrived() */
+    smp_mb();
+    if (!postcopy_kvm_block_present(b, page)) {
+        return true;
+    }
+
+    if (bitmap_test_and_clear_atomic(b->requested, page, 1)) {
+        postcopy_kvm_request_done(state.mis);
+    }
+    return false;
+}
+
+/* Returns 0, or non-zero if there is no connection to the source. */
+static int postcopy_kvm_ask(RAMBlock *rb, ram_addr_t offset)
+{
+    MigrationIncomingState *mis = state.mis;
+
+    /* There is nothing to wait for on the source, it has no such page. */
+    if (ramblock_page_is_discarded(rb, offset)) {
+        return postcopy_kvm_place_page(mis, rb, rb->host + offset, NULL);
+    }
+
+    stat64_add(&state.requests, 1);
+    return migrate_send_rp_message_req_pages(mis, rb, offset);
+}
+
+static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
+                                  ram_addr_t offset)
+{
+    PostcopyKvmVcpu *v, *next;
+
+    QEMU_LOCK_GUARD(&shard->lock);
+    QLIST_FOREACH_SAFE(v, &shard->waiters, next, next) {
+        if (v->rb == rb && v->offset == offset) {
+            QLIST_REMOVE(v, next);
+            qatomic_set(&v->ready, true);
+            qemu_event_set(&v->event);
+        }
+    }
+}
+
+/* The page at @offset is in place: publish it, wake those who wait for it. */
+static void postcopy_kvm_arrived(MigrationIncomingState *mis,
+                                 PostcopyKvmBlock *b, ram_addr_t offset)
+{
+    unsigned long page = offset / qemu_target_page_size();
+
+    set_bit_atomic(page, b->present);
+    kvm_userfault_publish(b->rb, offset, b->rb->page_size);
+
+    /* Pairs with smp_mb() in postcopy_kvm_want() */
+    smp_mb();
+    if (qatomic_read(&b->requested[BIT_WORD(page)]) & BIT_MASK(page) &&
+        bitmap_test_and_clear_atomic(b->requested, page, 1)) {
+        postcopy_kvm_wake_all(postcopy_kvm_shard(offset), b->rb, offset);
+        postcopy_kvm_request_done(mis);
+    }
+}
+
+int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
+                            void *host, const void *from)
+{
+    PostcopyKvmBlock *b = rb->postcopy_kvm;
+    ram_addr_t offset = qemu_ram_block_host_offset(rb, host);
+    unsigned long page = offset / qemu_target_page_size();
+    int ret;
+
+    if (bitmap_test_and_set_one_atomic(b->claimed, page)) {
+        trace_postcopy_kvm_duplicate(rb->idstr, offset);
+        return 0;
+    }
+
+    ret = b->methods->fill(b, offset, from, rb->page_size);
+    if (!ret) {
+        ret = b->methods->map(b, mis->userfault_fd, offset, rb->page_size);
+    }
+    if (ret) {
+        clear_bit_atomic(page, b->claimed);
+        return ret;
+    }
+
+    stat64_add(&state.pages, 1);
+    ramblock_recv_bitmap_set_range(rb, host,
+                                   rb->page_size / qemu_target_page_size());
+    postcopy_kvm_arrived(mis, b, offset);
+    trace_postcopy_kvm_place(rb->idstr, offset, !from);
+    return 0;
+}
+
+int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
+                              ram_addr_t offset)
+{
+    PostcopyKvmBlock *b = rb->postcopy_kvm;
+    bool ask;
+
+    if (!postcopy_kvm_want(b, offset, &ask)) {
+        /* E.g. swapped out after it had arrived */
+        return b->methods->map(b, mis->userfault_fd, offset, rb->page_size);
+    }
+    return ask ? postcopy_kvm_ask(rb, offset) : 0;
+}
+
+void postcopy_kvm_resend_requests(MigrationIncomingState *mis)
+{
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH(rb) {
+        PostcopyKvmBlock *b = rb->postcopy_kvm;
+        unsigned long page = 0;
+
+        while (b && (page = find_next_bit(b->requested, b->pages, page)) <
+                    b->pages) {
+            migrate_send_rp_message_req_pages(mis, rb,
+                                              page * qemu_target_page_size());
+            page++;
+        }
+    }
+}
+
+/* A wait of the vCPU is over. */
+static void postcopy_kvm_account(PostcopyKvmVcpu *v)
+{
+    uint64_t ns = get_clock() - v->since;
+    uint64_t us = ns / SCALE_US;
+    int bucket = us ? 63 - clz64(us) : 0;
+
+    v->wait_ns += ns;
+    v->latency[MIN(bucket, POSTCOPY_KVM_BUCKETS - 1)]++;
+    v->since = 0;
+}
+
+static bool postcopy_kvm_op_owns(RAMBlock *rb)
+{
+    return postcopy_kvm_owns(rb);
+}
+
+static void postcopy_kvm_op_missing(RAMBlock *rb, ram_addr_t offset,
+                                    uint64_t npages, unsigned long *bitmap)
+{
+    PostcopyKvmBlock *b = rb->postcopy_kvm;
+    unsigned long first = offset / qemu_target_page_size();
+    unsigned long nr = first < b->pages ? MIN(npages, b->pages - first) : 0;
+
+    /* What is beyond the source's RAM will not arrive. */
+    bitmap_zero(bitmap, npages);
+    if (nr) {
+        bitmap_copy_with_src_offset(bitmap, b->present, first, nr);
+        bitmap_complement(bitmap, bitmap, nr);
+    }
+}
+
+/* Queue @v as a waiter.  Must come before the page is asked for. */
+static void postcopy_kvm_queue(PostcopyKvmVcpu *v, RAMBlock *rb,
+                               ram_addr_t offset)
+{
+    PostcopyKvmShard *shard = postcopy_kvm_shard(offset);
+
+    if (!v->since || v->rb != rb || v->offset != offset) {
+        v->since = get_clock();
+    }
+    v->rb = rb;
+    v->offset = offset;
+    qatomic_set(&v->ready, false);
+
+    QEMU_LOCK_GUARD(&shard->lock);
+    QLIST_INSERT_HEAD(&shard->waiters, v, next);
+}
+
+static void postcopy_kvm_unqueue(PostcopyKvmVcpu *v)
+{
+    PostcopyKvmShard *shard = postcopy_kvm_shard(v->offset);
+
+    QEMU_LOCK_GUARD(&shard->lock);
+    if (!v->ready) {
+        QLIST_REMOVE(v, next);
+        v->ready = true;
+    }
+}
+
+static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
+                                  ram_addr_t offset)
+{
+    PostcopyKvmBlock *b = qatomic_rcu_read(&rb->postcopy_kvm);
+    PostcopyKvmVcpu *v = postcopy_kvm_vcpu(cpu);
+    unsigned long page = offset / qemu_target_page_size();
+    bool ask;
+
+    qatomic_set(&v->exits, v->exits + 1);
+
+    /* The lock-free way out: the page came while the vCPU was exiting. */
+    if (!b || page >= b->pages || postcopy_kvm_block_present(b, page)) {
+        goto resolved;
+    }
+
+    postcopy_kvm_queue(v, rb, offset);
+    if (!postcopy_kvm_want(b, offset, &ask)) {
+        postcopy_kvm_unqueue(v);
+        goto resolved;
+    }
+    if (ask) {
+        /* If it can't be sent, it will be after the recovery. */
+        postcopy_kvm_ask(rb, offset);
+    }
+    trace_postcopy_kvm_fault(cpu->cpu_index, rb->idstr, offset, ask);
+    return true;
+
+resolved:
+    /* Who placed the page publishes it, too; don't spin until then. */
+    if (b) {
+        kvm_userfault_publish(rb, offset, rb->page_size);
+    }
+    qatomic_set(&v->resolved, v->resolved + 1);
+    v->since = 0;
+    return false;
+}
+
+static bool postcopy_kvm_op_wait(CPUState *cpu)
+{
+    PostcopyKvmVcpu *v = postcopy_kvm_vcpu(cpu);
+
+    while (!qatomic_read(&v->ready)) {
+        qemu_event_reset(&v->event);
+        if (qatomic_read(&v->ready)) {
+            break;
+        }
+        /* Pairs with the store-release in cpu_exit(), which kicks us, too. */
+        if (qatomic_load_acquire(&cpu->exit_request)) {
+            postcopy_kvm_unqueue(v);
+            trace_postcopy_kvm_interrupted(cpu->cpu_index, v->offset);
+            return false;
+        }
+        qemu_event_wait(&v->event);
+    }
+
+    postcopy_kvm_account(v);
+    return true;
+}
+
+static void postcopy_kvm_op_kick(CPUState *cpu)
+{
+    qemu_event_set(&postcopy_kvm_vcpu(cpu)->event);
+}
+
+static const KVMUserfaultOps postcopy_kvm_ops = {
+    .owns = postcopy_kvm_op_owns,
+    .missing = postcopy_kvm_op_missing,
+    .fault = postcopy_kvm_op_fault,
+    .wait = postcopy_kvm_op_wait,
+    .kick = postcopy_kvm_op_kick,
+};
+
+bool postcopy_kvm_supported(Error **errp)
+{
+    bool available;
+
+    return kvm_userfault_supported(&available, errp);
+}
+
+static void postcopy_kvm_init_state(MigrationIncomingState *mis)
+{
+    unsigned int i;
+
+    state.mis = mis;
+    if (state.vcpus) {
+        return;
+    }
+
+    state.nr_vcpus = MACHINE(qdev_get_machine())->smp.max_cpus;
+    state.vcpus = g_new0(PostcopyKvmVcpu, state.nr_vcpus);
+    for (i = 0; i < state.nr_vcpus; i++) {
+        qemu_event_init(&state.vcpus[i].event, false);
+    }
+    for (i = 0; i < POSTCOPY_KVM_SHARDS; i++) {
+        qemu_mutex_init(&state.shards[i].lock);
+        QLIST_INIT(&state.shards[i].waiters);
+    }
+}
+
+static void postcopy_kvm_fall_back(RAMBlock *rb, const char *why)
+{
+    trace_postcopy_kvm_fallback(rb->idstr, why);
+    QAPI_LIST_PREPEND(state.fallback, g_strdup(rb->idstr));
+}
+
+int postcopy_kvm_setup(MigrationIncomingState *mis, Error **errp)
+{
+    bool available;
+    RAMBlock *rb;
+
+    postcopy_kvm_init_state(mis);
+    if (!kvm_userfault_supported(&available, errp)) {
+        return -1;
+    }
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
+        const char *why = "KVM Userfault is off or not available";
+
+        if (available) {
+            why = postcopy_kvm_block_setup(rb);
+        }
+        if (why) {
+            postcopy_kvm_fall_back(rb, why);
+        }
+    }
+    return 0;
+}
+
+/*
+ * KVM does not trap the vCPUs' accesses.  userfaultfd then catches theirs,
+ * too, which the methods of the memory types can cope with.
+ */
+static int postcopy_kvm_start_failed(Error *err, Error **errp)
+{
+    RAMBlock *rb;
+
+    if (kvm_userfault_required()) {
+        error_propagate(errp, err);
+        return -1;
+    }
+
+    warn_reportf_err(err, "post-copy goes on with userfaultfd: ");
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
+        if (postcopy_kvm_owns(rb)) {
+            postcopy_kvm_fall_back(rb, "refused by KVM");
+        }
+    }
+    return 0;
+}
+
+int postcopy_kvm_start(MigrationIncomingState *mis, Error **errp)
+{
+    Error *local_err = NULL;
+    bool owns = false;
+    RAMBlock *rb;
+
+    WITH_RCU_READ_LOCK_GUARD() {
+        RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
+            owns |= postcopy_kvm_owns(rb);
+        }
+    }
+    if (!owns) {
+        return 0;
+    }
+
+    qatomic_set(&state.active, true);
+    if (!kvm_userfault_start(&postcopy_kvm_ops, &local_err)) {
+        qatomic_set(&state.active, false);
+        return postcopy_kvm_start_failed(local_err, errp);
+    }
+    state.used = true;
+    trace_postcopy_kvm_start();
+    return 0;
+}
+
+/* Nobody may remain who waits for what will not come. */
+static void postcopy_kvm_release_waiters(void)
+{
+    unsigned int i;
+
+    for (i = 0; i < POSTCOPY_KVM_SHARDS; i++) {
+        PostcopyKvmShard *shard = &state.shards[i];
+
+        QEMU_LOCK_GUARD(&shard->lock);
+        while (!QLIST_EMPTY(&shard->waiters)) {
+            PostcopyKvmVcpu *v = QLIST_FIRST(&shard->waiters);
+
+            QLIST_REMOVE(v, next);
+            qatomic_set(&v->ready, true);
+            qemu_event_set(&v->event);
+        }
+    }
+}
+
+void postcopy_kvm_cleanup(MigrationIncomingState *mis)
+{
+    RAMBlock *rb;
+
+    if (!state.vcpus) {
+        return;
+    }
+
+    kvm_userfault_stop();
+    WITH_RCU_READ_LOCK_GUARD() {
+        RAMBLOCK_FOREACH(rb) {
+            postcopy_kvm_block_cleanup(rb);
+        }
+    }
+    postcopy_kvm_release_waiters();
+    qatomic_set(&state.active, false);
+    trace_postcopy_kvm_stop(stat64_get(&state.pages),
+                            stat64_get(&state.requests));
+}
+
+void postcopy_kvm_count_uffd_fault(uint32_t tid)
+{
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        if (cpu->thread_id == tid) {
+            stat64_add(&state.uffd_vcpu_faults, 1);
+            return;
+        }
+    }
+    stat64_add(&state.uffd_other_faults, 1);
+}
+
+void postcopy_kvm_fill_info(MigrationInfo *info)
+{
+    PostcopyKvmInfo *kvm;
+    uint64_t latency[POSTCOPY_KVM_BUCKETS] = { 0 };
+    unsigned int i, j;
+
+    if (!state.vcpus) {
+        return;
+    }
+
+    kvm = g_new0(PostcopyKvmInfo, 1);
+    kvm->enabled = state.used;
+    for (i = 0; i < state.nr_vcpus; i++) {
+        PostcopyKvmVcpu *v = &state.vcpus[i];
+
+        kvm->exits += qatomic_read(&v->exits);
+        kvm->resolved += qatomic_read(&v->resolved);
+        kvm->wait_ns += qatomic_read(&v->wait_ns);
+        for (j = 0; j < POSTCOPY_KVM_BUCKETS; j++) {
+            latency[j] += qatomic_read(&v->latency[j]);
+        }
+    }
+    for (j = POSTCOPY_KVM_BUCKETS; j > 0; j--) {
+        QAPI_LIST_PREPEND(kvm->latency_dist, latency[j - 1]);
+    }
+    kvm->pages = stat64_get(&state.pages);
+    kvm->requests = stat64_get(&state.requests);
+    kvm->uffd_vcpu_faults = stat64_get(&state.uffd_vcpu_faults);
+    kvm->uffd_other_faults = stat64_get(&state.uffd_other_faults);
+    kvm->fallback = QAPI_CLONE(strList, state.fallback);
+    info->kvm_userfault = kvm;
+}

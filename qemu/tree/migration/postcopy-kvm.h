@@ -1,0 +1,89 @@
+/*
+ * Post-copy migration with KVM Userfault
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_POSTCOPY_KVM_H
+#define QEMU_MIGRATION_POSTCOPY_KVM_H
+
+#include "migration.h"
+#include "system/ramblock.h"
+
+/**
+ * postcopy_kvm_supported: check that the host can do what was asked for
+ *
+ * Returns: false, with @errp set, if KVM Userfault is required by
+ *          -accel kvm,userfault=on and the host does not have it
+ */
+bool postcopy_kvm_supported(Error **errp);
+
+/**
+ * postcopy_kvm_setup: decide how each RAMBlock is served
+ *
+ * Called with the BQL, before RAM is registered with userfaultfd.  A RAMBlock
+ * of a type that is not covered stays with plain userfaultfd.  Must be
+ * undone with postcopy_kvm_cleanup(), even if it fails.
+ *
+ * Returns: 0, or -1 with @errp set
+ */
+int postcopy_kvm_setup(MigrationIncomingState *mis, Error **errp);
+
+/**
+ * postcopy_kvm_start: trap the vCPUs' accesses to what has not arrived
+ *
+ * Called with the BQL, while no vCPU runs and no page is being received.
+ *
+ * Returns: 0, or -1 with @errp set if KVM refuses and userfault=on
+ */
+int postcopy_kvm_start(MigrationIncomingState *mis, Error **errp);
+
+/* Called with the BQL, when all pages are in place or the migration failed. */
+void postcopy_kvm_cleanup(MigrationIncomingState *mis);
+
+/* True while vCPU threads may send requests, beside the fault thread. */
+bool postcopy_kvm_active(void);
+
+/* Whether the pages of @rb are placed and requested by the functions below. */
+static inline bool postcopy_kvm_owns(RAMBlock *rb)
+{
+    return qatomic_read(&rb->postcopy_kvm) != NULL;
+}
+
+/* The mode to register @rb with, beside UFFDIO_REGISTER_MODE_MISSING. */
+uint64_t postcopy_kvm_uffd_mode(RAMBlock *rb);
+
+/**
+ * postcopy_kvm_place_page: put a host page in place, and let waiters go on
+ *
+ * @host: where the page is in QEMU's address space
+ * @from: its contents, or NULL for zeros
+ *
+ * A page that is in place already is left alone, as the guest may have
+ * changed it.
+ *
+ * Returns: 0, or -errno
+ */
+int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
+                            void *host, const void *from);
+
+/**
+ * postcopy_kvm_request_page: a thread that is not a vCPU in the guest waits
+ * in userfaultfd for the page at @offset
+ *
+ * Called in the fault thread.  Returns: 0, or non-zero if the request could
+ * not be sent
+ */
+int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
+                              ram_addr_t offset);
+
+/* Ask again for all pages that somebody waits for, after a recovery. */
+void postcopy_kvm_resend_requests(MigrationIncomingState *mis);
+
+/* Account a fault that userfaultfd reported, of the thread @tid. */
+void postcopy_kvm_count_uffd_fault(uint32_t tid);
+
+/* Fill in @info->kvm_userfault, if there is or was a post-copy migration. */
+void postcopy_kvm_fill_info(MigrationInfo *info);
+
+#endif
