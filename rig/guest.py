@@ -18,7 +18,7 @@ def qemu_command(scenario, incoming):
     command = [
         str(scenario.qemu), '-nodefaults', '-no-user-config', '-no-reboot',
         '-display', 'none', '-L', str(scenario.firmware),
-        '-accel', accel(scenario, incoming), '-cpu', 'max',
+        '-accel', accel(scenario, incoming), '-cpu', scenario.guest_cpu,
         '-object', 'memory-backend-memfd,id=ram,share=on,'
         f'size={scenario.memory_mib}M',
         '-M', 'q35,memory-backend=ram', '-m', f'{scenario.memory_mib}M',
@@ -101,6 +101,11 @@ class GuestFeed:
                 seen = len(self.reports)
                 self._arrived.wait(0.5)
         raise Timeout(f'the guest did not report "{event}" in {timeout:g} s')
+
+    def save(self, path):
+        """Write all reports, with the moments of their arrival."""
+        path.write_text(''.join(f'{json.dumps([when, message])}\n'
+                                for when, message in self.reports))
 
     @property
     def last(self):

@@ -38,6 +38,7 @@ class Scenario:
     kernel_a: Path = field(default_factory=lambda: Options().kernel)
     kernel_b: Path = field(default_factory=lambda: Options().kernel)
     guest_kernel: Path = field(default_factory=lambda: Options().kernel)
+    guest_cpu: str = 'max'
     initramfs: Path = TOP / 'build/guest/initramfs.cpio'
     host_cpus: int = 2
     host_memory: int = 0            # MiB; 0: what the guest needs, and some
@@ -45,6 +46,12 @@ class Scenario:
     trace: tuple = ()               # trace events of the guest's QEMUs
     logs: Path = TOP / 'build/rig'
     userfault_known: bool = False   # set by Migration: -accel kvm,userfault=
+
+    def __post_init__(self):
+        """Paths must mean the same inside the hosts."""
+        for name in ('qemu', 'firmware', 'kernel_a', 'kernel_b',
+                     'guest_kernel', 'initramfs', 'logs'):
+            setattr(self, name, Path(getattr(self, name)).absolute())
 
     def host_options(self):
         """Options of the two virtual hosts."""
@@ -81,6 +88,7 @@ class Migration:
         self._check_qemu()
         scenario.logs.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
+            stack.callback(self.feed.save, scenario.logs / 'guest.jsonl')
             try:
                 self._boot(stack)
                 self._prepare()

@@ -5,6 +5,7 @@ one. Nothing that runs in the host can write to the machine, apart from the
 folder it shares. All times are in seconds, memory is in MiB.
 """
 
+import functools
 import os
 import platform
 import shlex
@@ -16,6 +17,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import tsc
 from errors import RigError, Timeout, check_warnings, from_log, read_lines
 
 TOP = Path(__file__).resolve().parent.parent
@@ -60,6 +62,13 @@ class Options:
     def __post_init__(self):
         if self.log is None:
             self.log = TOP / 'build/rig' / f'{self.name}.serial.log'
+
+
+@functools.cache
+def _clock():
+    """One frequency for all hosts, see tsc.py."""
+    khz = tsc.frequency_khz()
+    return f'tsc_early_khz={khz}' if khz else ''
 
 
 def join():
@@ -194,8 +203,8 @@ class VirtualHost:
     def _kernel_line(self, console):
         return (f'console={console} root=root rootfstype=9p ro rootflags='
                 'trans=virtio,version=9p2000.L,cache=loose,msize=512000 '
-                'panic=-1 oops=panic '
-                f'init={TOP}/rig/init {self.options.append}').rstrip()
+                f'panic=-1 oops=panic init={TOP}/rig/init '
+                f'{_clock()} {self.options.append}').rstrip()
 
     @staticmethod
     def _shared_folder(tag, path, more=''):
