@@ -65,6 +65,7 @@ typedef struct PostcopyKvmVcpu {
 
     uint64_t exits;
     uint64_t resolved;
+    uint64_t requests;
     uint64_t wait_ns;
     uint64_t latency[POSTCOPY_KVM_BUCKETS];
 } PostcopyKvmVcpu;
@@ -89,7 +90,6 @@ static struct {
     MigrationIncomingState *mis;
 
     Stat64 pages;
-    Stat64 requests;
     Stat64 uffd_vcpu_faults;
     Stat64 uffd_other_faults;
     strList *fallback;
@@ -172,7 +172,6 @@ static int postcopy_kvm_ask(RAMBlock *rb, ram_addr_t offset)
         return postcopy_kvm_place_page(mis, rb, rb->host + offset, NULL);
     }
 
-    stat64_add(&state.requests, 1);
     return migrate_send_rp_message_req_pages(mis, rb, offset);
 }
 
@@ -277,8 +276,9 @@ static void postcopy_kvm_account(PostcopyKvmVcpu *v)
     uint64_t us = ns / SCALE_US;
     int bucket = us ? 63 - clz64(us) : 0;
 
-    v->wait_ns += ns;
-    v->latency[MIN(bucket, POSTCOPY_KVM_BUCKETS - 1)]++;
+    bucket = MIN(bucket, POSTCOPY_KVM_BUCKETS - 1);
+    qatomic_set(&v->wait_ns, v->wait_ns + ns);
+    qatomic_set(&v->latency[bucket], v->latency[bucket] + 1);
     v->since = 0;
 }
 
@@ -351,6 +351,7 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
         goto resolved;
     }
     if (ask) {
+        qatomic_set(&v->requests, v->requests + 1);
         /* If it can't be sent, it will be after the recovery. */
         postcopy_kvm_ask(rb, offset);
     }
@@ -542,8 +543,7 @@ void postcopy_kvm_cleanup(MigrationIncomingState *mis)
     }
     postcopy_kvm_release_waiters();
     qatomic_set(&state.active, false);
-    trace_postcopy_kvm_stop(stat64_get(&state.pages),
-                            stat64_get(&state.requests));
+    trace_postcopy_kvm_stop(stat64_get(&state.pages));
 }
 
 void postcopy_kvm_count_uffd_fault(uint32_t tid)
@@ -576,6 +576,7 @@ void postcopy_kvm_fill_info(MigrationInfo *info)
 
         kvm->exits += qatomic_read(&v->exits);
         kvm->resolved += qatomic_read(&v->resolved);
+        kvm->requests += qatomic_read(&v->requests);
         kvm->wait_ns += qatomic_read(&v->wait_ns);
         for (j = 0; j < POSTCOPY_KVM_BUCKETS; j++) {
             latency[j] += qatomic_read(&v->latency[j]);
@@ -585,7 +586,6 @@ void postcopy_kvm_fill_info(MigrationInfo *info)
         QAPI_LIST_PREPEND(kvm->latency_dist, latency[j - 1]);
     }
     kvm->pages = stat64_get(&state.pages);
-    kvm->requests = stat64_get(&state.requests);
     kvm->uffd_vcpu_faults = stat64_get(&state.uffd_vcpu_faults);
     kvm->uffd_other_faults = stat64_get(&state.uffd_other_faults);
     kvm->fallback = QAPI_CLONE(strList, state.fallback);
