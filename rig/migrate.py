@@ -31,6 +31,7 @@ class Scenario:
     preempt: bool = False
     precopy_percent: int = 0        # of RAM to send before post-copy starts
     bandwidth_mib: int = 0          # MiB/s of the background; 0: no limit
+    queue_kib: int = 128            # of TCP buffers, see _network()
     measure: float = 3              # of work before, and of work after
     timeout: float = 300            # of the migration, and of each wait
     qemu: Path = field(default_factory=lambda: Options().qemu)
@@ -58,12 +59,26 @@ class Scenario:
         memory = self.host_memory or self.memory_mib * 5 // 4 + 1024
         common = Options(qemu=self.qemu, firmware=self.firmware,
                          cpus=self.host_cpus, memory=memory,
-                         append=self.append, timeout=self.timeout,
+                         append=f'{self._network()} {self.append}',
+                         timeout=self.timeout,
                          log=self.logs / 'x.serial.log',
                          pipes=('qmp', 'guest'))
         a, b = pair_options(common)
         a.kernel, b.kernel = self.kernel_a, self.kernel_b
         return {'a': a, 'b': b}
+
+    def _network(self):
+        """Kernel parameters that keep the connection's queue short.
+
+        A page that was asked for stands in line behind all that is in the
+        buffers already. The kernel would let them grow to megabytes, which
+        on this slow network is a good part of a second. Limiting QEMU's
+        bandwidth instead makes it worse: QEMU 10.2 serves no request until
+        the next 100 ms window once the limit is reached.
+        """
+        size = f'4096 16384 {self.queue_kib << 10}'
+        return ' '.join(f'"sysctl.net.ipv4.{name}={size}"'
+                        for name in ('tcp_wmem', 'tcp_rmem'))
 
 
 class Migration:
