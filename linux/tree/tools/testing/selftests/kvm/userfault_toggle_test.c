@@ -216,7 +216,10 @@ static void assert_counts(struct counting_vm *cvm, int index)
 	u64 want, got;
 	u64 page;
 
-	TEST_ASSERT(cmd == UCALL_SYNC, "Guest should report its passes, got ucall %lu", cmd);
+	TEST_ASSERT(cmd == UCALL_SYNC,
+		    "Guest should report its passes, got ucall %lu, exit reason %u (%s)",
+		    cmd, cvm->vcpus[index]->run->exit_reason,
+		    exit_reason_str(cvm->vcpus[index]->run->exit_reason));
 	TEST_ASSERT(uc.args[1], "Guest should have done a pass");
 
 	for (page = 0; page < TEST_NPAGES; page++) {
