@@ -22,12 +22,6 @@
 
 #include <linux/kvm.h>
 
-/* A slot's bitmap.  Read by KVM until the slot's flag is off. */
-struct KVMUserfaultBitmap {
-    struct rcu_head rcu;
-    unsigned long bits[];
-};
-
 /* Where the pages of a slot are, for kvm_userfault_publish(). */
 typedef struct KVMUserfaultRange {
     ram_addr_t start;

@@ -9,6 +9,13 @@
 
 #include "system/kvm_int.h"
 #include "system/kvm-userfault.h"
+#include "qemu/rcu.h"
+
+/* A slot's bitmap.  Read by KVM until the slot's flag is off. */
+struct KVMUserfaultBitmap {
+    struct rcu_head rcu;
+    unsigned long bits[];
+};
 
 /* Add -accel kvm,userfault=on|off|auto to the accelerator class @oc. */
 void kvm_userfault_class_init(ObjectClass *oc);
