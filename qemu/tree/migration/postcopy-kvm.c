@@ -48,20 +48,30 @@
 #define POSTCOPY_KVM_BUCKETS 24
 
 /*
- * One per vCPU.  Except for @event, @ready and the list, used by the vCPU's
- * own thread only; query-migrate reads the counters while they change.
+ * Somebody who waits for a page, or did last.  In the list of the page's shard
+ * until @ready, both of which change with the shard's lock.
+ */
+typedef struct PostcopyKvmWaiter {
+    RAMBlock *rb;
+    ram_addr_t offset;
+    /* The page has arrived, or never will; set just before @wake is called */
+    bool ready;
+    /* Called on any thread, with the shard's lock; may free @w */
+    void (*wake)(struct PostcopyKvmWaiter *w);
+    void *opaque;
+    QLIST_ENTRY(PostcopyKvmWaiter) next;
+} PostcopyKvmWaiter;
+
+/*
+ * One per vCPU.  Except for @event and @waiter, used by the vCPU's own thread
+ * only; query-migrate reads the counters while they change.
  */
 typedef struct PostcopyKvmVcpu {
     /* Set when there may be a reason to end the wait */
     QemuEvent event;
-    /* The page has arrived */
-    bool ready;
-    /* Where the page is that the vCPU waits for, or waited for last */
-    RAMBlock *rb;
-    ram_addr_t offset;
+    PostcopyKvmWaiter waiter;
     /* When the vCPU first needed that page, 0 if it is not waiting */
     int64_t since;
-    QLIST_ENTRY(PostcopyKvmVcpu) next;
 
     uint64_t exits;
     uint64_t resolved;
@@ -70,11 +80,21 @@ typedef struct PostcopyKvmVcpu {
     uint64_t latency[POSTCOPY_KVM_BUCKETS];
 } PostcopyKvmVcpu;
 
-/* The vCPUs that wait for one of the pages whose number hashes to this. */
+/* Those who wait for one of the pages whose number hashes to this. */
 typedef struct PostcopyKvmShard {
     QemuMutex lock;
-    QLIST_HEAD(, PostcopyKvmVcpu) waiters;
+    QLIST_HEAD(, PostcopyKvmWaiter) waiters;
 } PostcopyKvmShard;
+
+/* The start of the guest waits for some pages. */
+typedef struct PostcopyKvmRun {
+    QEMUBHFunc *run;
+    MigrationIncomingState *mis;
+    /* Pages that are missing, and one as long as they are being added */
+    int left;
+    unsigned int nr;
+    PostcopyKvmWaiter *waiters;
+} PostcopyKvmRun;
 
 static struct {
     /*
@@ -175,17 +195,23 @@ static int postcopy_kvm_ask(RAMBlock *rb, ram_addr_t offset)
     return migrate_send_rp_message_req_pages(mis, rb, offset);
 }
 
+/* Called with the lock of the shard that @w is in. */
+static void postcopy_kvm_wake(PostcopyKvmWaiter *w)
+{
+    QLIST_REMOVE(w, next);
+    qatomic_set(&w->ready, true);
+    w->wake(w);
+}
+
 static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
                                   ram_addr_t offset)
 {
-    PostcopyKvmVcpu *v, *next;
+    PostcopyKvmWaiter *w, *next;
 
     QEMU_LOCK_GUARD(&shard->lock);
-    QLIST_FOREACH_SAFE(v, &shard->waiters, next, next) {
-        if (v->rb == rb && v->offset == offset) {
-            QLIST_REMOVE(v, next);
-            qatomic_set(&v->ready, true);
-            qemu_event_set(&v->event);
+    QLIST_FOREACH_SAFE(w, &shard->waiters, next, next) {
+        if (w->rb == rb && w->offset == offset) {
+            postcopy_kvm_wake(w);
         }
     }
 }
@@ -302,32 +328,57 @@ static void postcopy_kvm_op_missing(RAMBlock *rb, ram_addr_t offset,
     }
 }
 
-/* Queue @v as a waiter.  Must come before the page is asked for. */
-static void postcopy_kvm_queue(PostcopyKvmVcpu *v, RAMBlock *rb,
+static void postcopy_kvm_queue(PostcopyKvmWaiter *w, RAMBlock *rb,
                                ram_addr_t offset)
 {
     PostcopyKvmShard *shard = postcopy_kvm_shard(offset);
 
-    if (!v->since || v->rb != rb || v->offset != offset) {
-        v->since = get_clock();
-    }
-    v->rb = rb;
-    v->offset = offset;
-    qatomic_set(&v->ready, false);
+    w->rb = rb;
+    w->offset = offset;
+    qatomic_set(&w->ready, false);
 
     QEMU_LOCK_GUARD(&shard->lock);
-    QLIST_INSERT_HEAD(&shard->waiters, v, next);
+    QLIST_INSERT_HEAD(&shard->waiters, w, next);
 }
 
-static void postcopy_kvm_unqueue(PostcopyKvmVcpu *v)
+/* Returns false if @w was woken before. */
+static bool postcopy_kvm_unqueue(PostcopyKvmWaiter *w)
 {
-    PostcopyKvmShard *shard = postcopy_kvm_shard(v->offset);
+    PostcopyKvmShard *shard = postcopy_kvm_shard(w->offset);
 
     QEMU_LOCK_GUARD(&shard->lock);
-    if (!v->ready) {
-        QLIST_REMOVE(v, next);
-        v->ready = true;
+    if (w->ready) {
+        return false;
     }
+    QLIST_REMOVE(w, next);
+    w->ready = true;
+    return true;
+}
+
+/*
+ * Let @w wait for a page, and ask the source for it unless somebody did, which
+ * *@asked tells.  Returns false if the page is in place; @w may have been
+ * woken nevertheless.
+ */
+static bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, RAMBlock *rb,
+                                  ram_addr_t offset, bool *asked)
+{
+    /* First, as whoever sees that the page arrives looks for waiters once. */
+    postcopy_kvm_queue(w, rb, offset);
+
+    if (!postcopy_kvm_want(rb->postcopy_kvm, offset, asked)) {
+        return false;
+    }
+    if (*asked) {
+        /* If it can't be sent, it will be after the recovery. */
+        postcopy_kvm_ask(rb, offset);
+    }
+    return true;
+}
+
+static void postcopy_kvm_wake_vcpu(PostcopyKvmWaiter *w)
+{
+    qemu_event_set(&container_of(w, PostcopyKvmVcpu, waiter)->event);
 }
 
 static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
@@ -336,7 +387,7 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
     PostcopyKvmBlock *b = qatomic_rcu_read(&rb->postcopy_kvm);
     PostcopyKvmVcpu *v = postcopy_kvm_vcpu(cpu);
     unsigned long page = offset / qemu_target_page_size();
-    bool ask;
+    bool asked;
 
     qatomic_set(&v->exits, v->exits + 1);
 
@@ -345,17 +396,15 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
         goto resolved;
     }
 
-    postcopy_kvm_queue(v, rb, offset);
-    if (!postcopy_kvm_want(b, offset, &ask)) {
-        postcopy_kvm_unqueue(v);
+    if (!v->since || v->waiter.rb != rb || v->waiter.offset != offset) {
+        v->since = get_clock();
+    }
+    if (!postcopy_kvm_wait_for(&v->waiter, rb, offset, &asked)) {
+        postcopy_kvm_unqueue(&v->waiter);
         goto resolved;
     }
-    if (ask) {
-        qatomic_set(&v->requests, v->requests + 1);
-        /* If it can't be sent, it will be after the recovery. */
-        postcopy_kvm_ask(rb, offset);
-    }
-    trace_postcopy_kvm_fault(cpu->cpu_index, rb->idstr, offset, ask);
+    qatomic_set(&v->requests, v->requests + asked);
+    trace_postcopy_kvm_fault(cpu->cpu_index, rb->idstr, offset, asked);
     return true;
 
 resolved:
@@ -372,15 +421,15 @@ static bool postcopy_kvm_op_wait(CPUState *cpu)
 {
     PostcopyKvmVcpu *v = postcopy_kvm_vcpu(cpu);
 
-    while (!qatomic_read(&v->ready)) {
+    while (!qatomic_read(&v->waiter.ready)) {
         qemu_event_reset(&v->event);
-        if (qatomic_read(&v->ready)) {
+        if (qatomic_read(&v->waiter.ready)) {
             break;
         }
         /* Pairs with the store-release in cpu_exit(), which kicks us, too. */
         if (qatomic_load_acquire(&cpu->exit_request)) {
-            postcopy_kvm_unqueue(v);
-            trace_postcopy_kvm_interrupted(cpu->cpu_index, v->offset);
+            postcopy_kvm_unqueue(&v->waiter);
+            trace_postcopy_kvm_interrupted(cpu->cpu_index, v->waiter.offset);
             return false;
         }
         qemu_event_wait(&v->event);
@@ -423,6 +472,7 @@ static void postcopy_kvm_init_state(MigrationIncomingState *mis)
     state.vcpus = g_new0(PostcopyKvmVcpu, state.nr_vcpus);
     for (i = 0; i < state.nr_vcpus; i++) {
         qemu_event_init(&state.vcpus[i].event, false);
+        state.vcpus[i].waiter.wake = postcopy_kvm_wake_vcpu;
     }
     for (i = 0; i < POSTCOPY_KVM_SHARDS; i++) {
         qemu_mutex_init(&state.shards[i].lock);
@@ -508,6 +558,67 @@ int postcopy_kvm_start(MigrationIncomingState *mis, Error **errp)
     return 0;
 }
 
+static void postcopy_kvm_run_unref(PostcopyKvmRun *r)
+{
+    if (qatomic_dec_fetch(&r->left)) {
+        return;
+    }
+
+    migration_bh_schedule(r->run, r->mis);
+    trace_postcopy_kvm_run(r->nr);
+    g_free(r->waiters);
+    g_free(r);
+}
+
+static void postcopy_kvm_wake_run(PostcopyKvmWaiter *w)
+{
+    postcopy_kvm_run_unref(w->opaque);
+}
+
+static void postcopy_kvm_run_count(RAMBlock *rb, ram_addr_t offset,
+                                   void *opaque)
+{
+    unsigned int *max = opaque;
+
+    ++*max;
+}
+
+static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
+{
+    PostcopyKvmRun *r = opaque;
+    PostcopyKvmWaiter *w = &r->waiters[r->nr];
+    unsigned long page = offset / qemu_target_page_size();
+    bool asked;
+
+    if (page >= rb->postcopy_kvm->pages ||
+        postcopy_kvm_block_present(rb->postcopy_kvm, page)) {
+        return;
+    }
+
+    w->wake = postcopy_kvm_wake_run;
+    w->opaque = r;
+    r->nr++;
+    qatomic_inc(&r->left);
+    if (!postcopy_kvm_wait_for(w, rb, offset, &asked) &&
+        postcopy_kvm_unqueue(w)) {
+        postcopy_kvm_run_unref(r);
+    }
+}
+
+void postcopy_kvm_schedule_run(MigrationIncomingState *mis, QEMUBHFunc *run)
+{
+    PostcopyKvmRun *r = g_new0(PostcopyKvmRun, 1);
+    unsigned int max = 0;
+
+    r->run = run;
+    r->mis = mis;
+    r->left = 1;
+    kvm_userfault_foreach_own_page(postcopy_kvm_run_count, &max);
+    r->waiters = g_new0(PostcopyKvmWaiter, max);
+    kvm_userfault_foreach_own_page(postcopy_kvm_run_add, r);
+    postcopy_kvm_run_unref(r);
+}
+
 /* Nobody may remain who waits for what will not come. */
 static void postcopy_kvm_release_waiters(void)
 {
@@ -518,11 +629,7 @@ static void postcopy_kvm_release_waiters(void)
 
         QEMU_LOCK_GUARD(&shard->lock);
         while (!QLIST_EMPTY(&shard->waiters)) {
-            PostcopyKvmVcpu *v = QLIST_FIRST(&shard->waiters);
-
-            QLIST_REMOVE(v, next);
-            qatomic_set(&v->ready, true);
-            qemu_event_set(&v->event);
+            postcopy_kvm_wake(QLIST_FIRST(&shard->waiters));
         }
     }
 }

@@ -38,6 +38,19 @@ int postcopy_kvm_setup(MigrationIncomingState *mis, Error **errp);
  */
 int postcopy_kvm_start(MigrationIncomingState *mis, Error **errp);
 
+/**
+ * postcopy_kvm_schedule_run: schedule @run, which starts the guest
+ *
+ * First come the pages that KVM itself needs to run the vCPUs, as KVM
+ * Userfault does not trap its accesses: they would be served by userfaultfd
+ * one after the other, with the vCPU's thread out of reach, partly with the
+ * BQL.  Here they are asked for at once and nobody is blocked.  @run is
+ * scheduled in any case: if the migration fails, when it is cleaned up.
+ *
+ * Called with the BQL, when the state of all devices is loaded.
+ */
+void postcopy_kvm_schedule_run(MigrationIncomingState *mis, QEMUBHFunc *run);
+
 /* Called with the BQL, when all pages are in place or the migration failed. */
 void postcopy_kvm_cleanup(MigrationIncomingState *mis);
 

@@ -251,6 +251,64 @@ bool kvm_userfault_start(const KVMUserfaultOps *ops, Error **errp)
     return true;
 }
 
+/*
+ * Find the RAM at @gpa without a lock, as the vCPU sees it: in system
+ * management mode it may see other memory.
+ */
+static RAMBlock *kvm_userfault_find(hwaddr gpa, MemTxAttrs attrs,
+                                    ram_addr_t *offset)
+{
+    AddressSpace *as = &address_space_memory;
+    hwaddr len = qemu_real_host_page_size();
+    MemoryRegion *mr;
+
+    if (attrs.secure && kvm_state->nr_as > 1 && kvm_state->as[1].as) {
+        as = kvm_state->as[1].as;
+    }
+
+    mr = address_space_translate(as, gpa, offset, &len, false, attrs);
+    return mr->ram_block;
+}
+
+typedef struct KVMUserfaultOwnPages {
+    KVMUserfaultPageFunc *fn;
+    void *opaque;
+} KVMUserfaultOwnPages;
+
+static void kvm_userfault_own_range(hwaddr gpa, hwaddr len, void *opaque)
+{
+    size_t size = qemu_real_host_page_size();
+    hwaddr end = gpa + len;
+    KVMUserfaultOwnPages *own = opaque;
+
+    for (gpa = ROUND_DOWN(gpa, size); gpa < end; gpa += size) {
+        ram_addr_t offset;
+        RAMBlock *rb = kvm_userfault_find(gpa, MEMTXATTRS_UNSPECIFIED,
+                                          &offset);
+
+        if (rb && userfault_ops->owns(rb)) {
+            own->fn(rb, offset, own->opaque);
+        }
+    }
+}
+
+void kvm_userfault_foreach_own_page(KVMUserfaultPageFunc *fn, void *opaque)
+{
+    KVMUserfaultOwnPages own = { .fn = fn, .opaque = opaque };
+    CPUState *cpu;
+
+    assert(bql_locked());
+
+    if (!userfault_ops) {
+        return;
+    }
+
+    RCU_READ_LOCK_GUARD();
+    CPU_FOREACH(cpu) {
+        kvm_arch_userfault_own_memory(cpu, kvm_userfault_own_range, &own);
+    }
+}
+
 void kvm_userfault_stop(void)
 {
     KVMUserfaultMap *map;
@@ -320,25 +378,6 @@ void kvm_userfault_publish(RAMBlock *rb, ram_addr_t offset, size_t len)
                                      (to - 1 - range->start) / size);
         }
     }
-}
-
-/*
- * Find the RAM at @gpa without a lock, as the vCPU sees it: in system
- * management mode it may see other memory.
- */
-static RAMBlock *kvm_userfault_find(hwaddr gpa, MemTxAttrs attrs,
-                                    ram_addr_t *offset)
-{
-    AddressSpace *as = &address_space_memory;
-    hwaddr len = qemu_real_host_page_size();
-    MemoryRegion *mr;
-
-    if (attrs.secure && kvm_state->nr_as > 1 && kvm_state->as[1].as) {
-        as = kvm_state->as[1].as;
-    }
-
-    mr = address_space_translate(as, gpa, offset, &len, false, attrs);
-    return mr->ram_block;
 }
 
 /* Returns false if there is no RAM at @gpa. */

@@ -38,6 +38,24 @@ void kvm_userfault_slot_fini(KVMSlot *slot);
  */
 int kvm_userfault_handle_exit(CPUState *cpu, hwaddr gpa, MemTxAttrs attrs);
 
+/* Guest memory from @gpa on, @len bytes, not 0 */
+typedef void KVMUserfaultRangeFunc(hwaddr gpa, hwaddr len, void *opaque);
+
+/*
+ * Call @fn for the guest memory that KVM accesses, of its own accord, to run
+ * @cpu.  Called with the BQL.
+ */
+#ifdef TARGET_I386
+void kvm_arch_userfault_own_memory(CPUState *cpu, KVMUserfaultRangeFunc *fn,
+                                   void *opaque);
+#else
+static inline void kvm_arch_userfault_own_memory(CPUState *cpu,
+                                                 KVMUserfaultRangeFunc *fn,
+                                                 void *opaque)
+{
+}
+#endif
+
 /* AccelOpsClass.kick_vcpu_thread: ends the wait for a page, too. */
 void kvm_userfault_kick_vcpu_thread(CPUState *cpu);
 

@@ -23,6 +23,10 @@ bool kvm_userfault_start(const KVMUserfaultOps *ops, Error **errp)
     g_assert_not_reached();
 }
 
+void kvm_userfault_foreach_own_page(KVMUserfaultPageFunc *fn, void *opaque)
+{
+}
+
 void kvm_userfault_stop(void)
 {
 }

@@ -80,6 +80,21 @@ bool kvm_userfault_required(void);
  */
 bool kvm_userfault_start(const KVMUserfaultOps *ops, Error **errp);
 
+/* A page of RAM; @offset is aligned to the host's page size. */
+typedef void KVMUserfaultPageFunc(RAMBlock *rb, ram_addr_t offset,
+                                  void *opaque);
+
+/**
+ * kvm_userfault_foreach_own_page: find what KVM itself needs to run the vCPUs
+ *
+ * KVM reads and writes some guest memory of its own accord: paravirtual
+ * clocks, steal time, end-of-interrupt flags and the like.  KVM Userfault does
+ * not trap that.  Calls @fn for each such page, maybe more than once.
+ *
+ * Called with the BQL, once the vCPUs' state is complete.
+ */
+void kvm_userfault_foreach_own_page(KVMUserfaultPageFunc *fn, void *opaque);
+
 /**
  * kvm_userfault_stop: stop to trap accesses
  *
