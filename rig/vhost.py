@@ -184,7 +184,7 @@ class VirtualHost:
         arch = platform.machine()
         command = [
             str(options.qemu), '-nodefaults', '-no-user-config', '-no-reboot',
-            '-display', 'none', '-L', str(options.firmware), *MACHINES[arch],
+            '-d', 'cpu_reset', '-display', 'none', '-L', str(options.firmware), *MACHINES[arch],
             '-smp', str(options.cpus), '-m', f'{options.memory}M',
             '-kernel', str(options.kernel),
             '-append', self._kernel_line(CONSOLES[arch]),
@@ -276,8 +276,11 @@ class VirtualHost:
         return f'{self.options.name} ({shlex.join(self.argv)[:60]})'
 
     def _lost(self):
+        """The emulator's log has the registers at each reset."""
         error = from_log(self.options.log, self.what)
-        error.lines += read_lines(Path(self.options.log).with_suffix('.qemu'))
+        log = Path(self.options.log).with_suffix('.qemu')
+        error.lines += [f'emulator: return code {self._process.returncode}',
+                        *read_lines(log)[-24:]]
         return error
 
     def check(self):

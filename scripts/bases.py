@@ -116,7 +116,9 @@ class Apt:
             text = self.cache(verb, base.package)
         except CarryError:
             return f'The archive has no {base.package} in {base.suite} now.'
-        lines = max((pin_lines(p) for p in text.strip().split('\n\n')),
+        # What is only installed here, and not in the archive, has no file.
+        lines = max((pin_lines(p) for p in text.strip().split('\n\n')
+                     if re.search('^(Filename|Files):', p, flags=re.M)),
                     key=lambda ls: version_key(ls[0].split()[1]))
         return (f'Newest of {base.package} in {base.suite}; to pin it, put '
                 f'these lines in place of the old ones in {base.path}:\n  '
