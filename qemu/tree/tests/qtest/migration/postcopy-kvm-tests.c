@@ -12,14 +12,14 @@
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
 
-#ifdef __linux__
+#ifdef CONFIG_LINUX
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
 #endif
 
 static bool kvm_userfault_supported(void)
 {
-#if defined(__linux__) && defined(KVM_CAP_USERFAULT)
+#if defined(CONFIG_LINUX) && defined(KVM_CAP_USERFAULT)
     int kvm = open("/dev/kvm", O_RDONLY);
     int ret;
 
