@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt     # noqa: E402 (the backend comes first)
 
-WINDOW = 0.5        # seconds over which a rate is taken
+WINDOW = 1.0        # seconds over which a rate is taken
 INK = '#2b2d42'
 SPEED = '#1d7874'
 EXITS = '#d1495b'
@@ -116,6 +116,7 @@ def draw(report, path):
         axis.grid(axis='y', color='#cccccc', lw=0.5)
         axis.spines[['top', 'right']].set_visible(False)
         axis.margins(x=0)
+    axes[0].set_xlim(right=report['moments']['after_end_s'])
     shade(axes, report)
     axes[1].set_xlabel('seconds since the start of the migration '
                        '(emulated hosts: compare, do not quote)')
