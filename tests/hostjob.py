@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+TIMED_OUT = 124         # the exit status of timeout(1)
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP / 'rig'))
 
@@ -24,15 +25,25 @@ class Result:
     name: str
     argv: list
     status: int = None
+    timeouts: int = 0
     lines: list = field(default_factory=list)
 
 
 class Job:
-    """Commands for one host. done is called with each Result in its turn."""
+    """Commands for one host. done is called with each Result in its turn.
 
-    def __init__(self, options, done, limit=300):
-        """limit is that of each command, in seconds."""
+    All that they print goes to the log as it comes, too.
+    """
+
+    def __init__(self, options, done, limit=300, attempts=1, post_mortem=''):
+        """limit is that of each attempt at a command, in seconds.
+
+        A command that does not end in time is begun anew, up to attempts in
+        all, after the shell command post_mortem had a look at what it left.
+        """
         self.options, self.done, self.limit = options, done, limit
+        self.attempts, self.post_mortem = attempts, post_mortem or ':'
+        self.log = options.log.with_name(f'{options.name}.log')
         self.mark = uuid.uuid4().hex
         self.results, self.current, self.rest = [], None, b''
 
@@ -43,8 +54,9 @@ class Job:
         """Returns None, or the RigError that ended the host."""
         error = None
         try:
-            with VirtualHost(self.options, ['sh', '-c', self._script()],
-                             self._take) as host:
+            with (open(self.log, 'wb', buffering=0) as self._out,
+                  VirtualHost(self.options, ['sh', '-c', self._script()],
+                              self._take) as host):
                 host.wait()
         except RigError as e:
             error = e
@@ -57,11 +69,15 @@ class Job:
         lines = []
         for number, result in enumerate(self.results):
             lines += [f'echo {self.mark} begin {number}',
+                      f'for attempt in $(seq {self.attempts}); do',
                       f'timeout -k 5 {self.limit} {shlex.join(result.argv)}',
-                      f'echo; echo {self.mark} end $?']
+                      f'status=$?; [ $status = {TIMED_OUT} ] || break',
+                      f'echo; echo {self.mark} late; {self.post_mortem}; done',
+                      f'echo; echo {self.mark} end $status']
         return '\n'.join(lines)
 
     def _take(self, data):
+        self._out.write(data)
         *lines, self.rest = (self.rest + data).split(b'\n')
         for line in lines:
             self._line(line.decode(errors='replace').rstrip())
@@ -70,6 +86,9 @@ class Job:
         words = line.split()
         if words[:2] == [self.mark, 'begin']:
             self.current = self.results[int(words[2])]
+        elif words[:2] == [self.mark, 'late']:
+            self.current.timeouts += 1
+            self.current.lines.append(f'not done after {self.limit} s')
         elif words[:2] == [self.mark, 'end']:
             self.current.status = int(words[2])
             self.done(self.current)
