@@ -42,6 +42,7 @@ class Scenario:
     guest_cpu: str = 'max'
     initramfs: Path = TOP / 'build/guest/initramfs.cpio'
     host_cpus: int = 2
+    host_threads: str = 'single'
     host_memory: int = 0            # MiB; 0: what the guest needs, and some
     append: str = ''                # of the hosts' kernel command lines
     trace: tuple = ()               # trace events of the guest's QEMUs
@@ -59,6 +60,7 @@ class Scenario:
         memory = self.host_memory or self.memory_mib * 5 // 4 + 1024
         common = Options(qemu=self.qemu, firmware=self.firmware,
                          cpus=self.host_cpus, memory=memory,
+                         threads=self.host_threads,
                          append=f'{self._network()} {self.append}',
                          timeout=self.timeout,
                          log=self.logs / 'x.serial.log',

@@ -38,6 +38,7 @@ def _scenario(scenario):
         'userfault': scenario.userfault,
         'preempt': scenario.preempt,
         'host_cpus': scenario.host_cpus,
+        'host_threads': scenario.host_threads,
         'machine': {'cpus': os.cpu_count(), 'arch': platform.machine(),
                     'processor': _processor()},
     }
