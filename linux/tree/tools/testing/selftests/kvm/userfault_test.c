@@ -491,6 +491,25 @@ TEST_F(userfault, slot_can_be_deleted_and_added_while_on)
 	guest_read_faults(self->vcpu, slot, 1);
 }
 
+/* The bitmap belongs to the slot, not to where the slot is. */
+TEST_F(userfault, slot_can_move_while_on)
+{
+	struct userfault_slot *slot = &self->slot;
+
+	userfault_set_bit(slot, 4);
+	userfault_set_bit(slot, 5);
+	userfault_on(slot);
+	guest_read_faults(self->vcpu, slot, 4);
+
+	slot->gpa += SZ_1G;
+	vm_mem_region_move(self->vm, slot->id, slot->gpa);
+	userfault_slot_map(slot);
+	guest_read_filled(self->vcpu, slot, 4);
+	guest_read_faults(self->vcpu, slot, 5);
+	userfault_off(slot);
+	guest_sweep(self->vcpu, slot);
+}
+
 TEST_F(userfault, exits_are_counted)
 {
 	struct userfault_slot *slot = &self->slot;

@@ -13,7 +13,7 @@
 
 #include "kvm_test_harness.h"
 
-#define NR_VCPUS	4
+#define NR_VCPUS	16
 #define NR_TOGGLES	40
 #define TEST_NPAGES	67
 

@@ -269,6 +269,53 @@ TEST(private_accesses_exit)
 	kvm_vm_free(vm);
 }
 
+/* What is private and what is not is looked up before the bitmap is. */
+TEST(conversions_exit_as_what_the_page_is)
+{
+	const u64 flags = KVM_MEMORY_EXIT_FLAG_USERFAULT | KVM_MEMORY_EXIT_FLAG_PRIVATE;
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_X86_SW_PROTECTED_VM,
+	};
+	struct userfault_slot slot;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	int i;
+
+	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
+		SKIP(return, "no software-protected VMs");
+
+	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, userfault_guest_code);
+	__userfault_slot_add(&slot, vm, VM_MEM_SRC_ANONYMOUS, USERFAULT_GPA,
+			     PRIVATE_NPAGES, KVM_MEM_GUEST_MEMFD);
+	userfault_slot_map(&slot);
+	userfault_on(&slot);
+
+	for (i = 0; i < 4; i++) {
+		userfault_set_bit(&slot, 1);
+		vm_mem_set_private(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
+		guest_prepare(&slot, GUEST_WRITE, 1, 0x50 + i);
+		run_to_fault(vcpu, &slot, 1, flags);
+
+		/* The page is converted while its exit is outstanding, and back. */
+		vm_mem_set_shared(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
+		run_to_userfault(vcpu, &slot, 1);
+		vm_mem_set_private(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
+		run_to_fault(vcpu, &slot, 1, flags);
+		userfault_publish(&slot, 1);
+		run_to_done(vcpu);
+
+		/* A conversion unmaps the page, so a bit that is set counts again. */
+		userfault_set_bit(&slot, 1);
+		vm_mem_set_shared(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
+		guest_read_faults(vcpu, &slot, 1);
+		vm_mem_set_private(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
+		TEST_ASSERT_EQ(guest_access(vcpu, &slot, GUEST_READ, 1, 0), 0x50 + i);
+		vm_mem_set_shared(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
+	}
+	kvm_vm_free(vm);
+}
+
 #define SMM_GPA		0xc0000000ull
 #define SMM_CODE_PAGE	(0x8000 / PAGE_SIZE)
 #define SMM_SLOT	(BIT(16) | USERFAULT_SLOT)
