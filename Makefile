@@ -6,6 +6,8 @@
 USERFAULT = auto
 MEMORY = 512
 TOUCHED = 256
+# Of "make bench-kernel": x86 or arm64.
+ARCH = x86
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -41,13 +43,35 @@ check: ready
 	@ninja -C build
 	@scripts/run-tests $(SUITE)
 
+#: make check-debug  selftests and a migration on KASAN, lockdep, KCSAN kernels
+check-debug: ready
+	@ninja -C build kasan-parts kcsan-parts
+	@scripts/run-tests debug
+
+#: make check-kvm    all KVM selftests of the base, on its kernel and on ours
+check-kvm: ready
+	@ninja -C build base-parts
+	@tests/check-kvm --arch x86
+	@tests/check-kvm --arch arm64
+
+#: make check-pages  arm64 selftests on kernels with pages of 16 and 64 KiB
+check-pages: ready
+	@ninja -C build 16k-parts 64k-parts
+	@scripts/run-tests pages
+
+#: make bench-kernel  demand paging, userfaultfd against KVM Userfault [ARCH=arm64]
+bench-kernel: ready
+	@ninja -C build
+	@tests/bench-kernel --arch $(ARCH)
+
 #: make clean      remove what was built, keep the prepared sources
 clean:
-	rm -rf build/*/obj build/linux/headers build/selftests build/guest \
+	rm -rf build/*/obj* build/linux/headers* build/selftests* build/guest \
 		build/firmware build/demo
 
 #: make distclean  remove build/; the cache folder stays
 distclean:
 	scripts/distclean
 
-.PHONY: help deps configure ready all demo check clean distclean
+.PHONY: help deps configure ready all demo check check-debug check-kvm check-pages \
+	bench-kernel clean distclean

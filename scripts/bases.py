@@ -72,13 +72,17 @@ class Apt:
 
     def __init__(self, base):
         self.base = base
-        self.home = carry.cache_dir('apt', base.suite)
+        self.home = carry.cache_dir('apt', '-'.join(
+            [base.suite, *filter(None, [base.keys.get('architecture')])]))
         for sub in ('lists/partial', 'cache/archives/partial'):
             (self.home / sub).mkdir(parents=True, exist_ok=True)
         kind = 'deb-src' if base.kind == 'source' else 'deb'
+        self.arch = base.keys.get('architecture')
+        self.package = ':'.join(filter(None, [base.package, self.arch]))
         self.sources = self.home / 'sources.list'
-        self.sources.write_text(f'{kind} [signed-by={KEYRING}] {mirror()} '
-                                f'{base.suite} main\n')
+        limit = f'arch={self.arch} ' if self.arch else ''
+        self.sources.write_text(f'{kind} [{limit}signed-by={KEYRING}] '
+                                f'{mirror()} {base.suite} main\n')
 
     def options(self):
         return ['-o', f'Dir::Etc::sourcelist={self.sources}',
@@ -86,7 +90,9 @@ class Apt:
                 '-o', f'Dir::State::lists={self.home}/lists',
                 '-o', f'Dir::Cache={self.home}/cache',
                 '-o', 'APT::Sandbox::User=root',
-                '-o', 'Acquire::Languages=none', '-qq']
+                '-o', 'Acquire::Languages=none', '-qq',
+                *(['-o', f'APT::Architectures::={self.arch}']
+                  if self.arch else [])]
 
     def get(self, *args, **kwargs):
         return carry.run('apt-get', *self.options(), *args, **kwargs)
@@ -96,7 +102,7 @@ class Apt:
 
     def download(self, folder):
         base = self.base
-        what = f'{base.package}={base.package_version}'
+        what = f'{self.package}={base.package_version}'
         try:
             self.get('update')
             if base.kind == 'source':
@@ -113,7 +119,7 @@ class Apt:
         base = self.base
         try:
             verb = 'showsrc' if base.kind == 'source' else 'show'
-            text = self.cache(verb, base.package)
+            text = self.cache(verb, self.package)
         except CarryError:
             return f'The archive has no {base.package} in {base.suite} now.'
         # What is only installed here, and not in the archive, has no file.
@@ -152,13 +158,13 @@ def download(base, missing, cache):
     with tempfile.TemporaryDirectory(dir=cache, prefix='.partial-') as tmp:
         say(f'{base.package} {base.package_version}: asking apt')
         Apt(base).download(tmp)
+        # apt puts an epoch into a name that the archive's file has not.
+        got = {carry.sha256(p): p for p in Path(tmp).iterdir()}
         for name in missing:
-            names = [Path(tmp, name), Path(tmp, name.replace(':', '%3a'))]
-            path = next((p for p in names if p.exists()), names[0])
-            if not good(path, base.files[name]):
+            if base.files[name] not in got:
                 raise CarryError(f'apt did not give the {name} of '
                                  f'{base.path}')
-            path.rename(cache / name)
+            got[base.files[name]].rename(cache / name)
 
 
 def fetch(top, name, offline=False):

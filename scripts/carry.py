@@ -21,6 +21,10 @@ from email import header, message_from_string
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
+# Kernel architecture: its object folder beside src, and what the names of its
+# compiler and its like begin with.
+ARCHITECTURES = {'x86': ('obj', ''),
+                 'arm64': ('obj-arm64', 'aarch64-linux-gnu-')}
 IDENTITY = ('KVM Userfault post-copy', 'kvm-userfault@example.invalid')
 
 
@@ -53,6 +57,13 @@ def git(cwd, *args, **kwargs):
 def sha256(path):
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def kernel_make(src, obj, arch):
+    """The command line of a kernel's make, to which targets are added."""
+    cross = ARCHITECTURES[arch][1]
+    return ['make', '-s', f'-j{os.cpu_count()}', '-C', src, f'O={obj}',
+            f'ARCH={arch}', f'CROSS_COMPILE={cross}', f'CC=ccache {cross}gcc']
 
 
 class Base:
