@@ -1,13 +1,12 @@
 """A virtual host: the machine's own root, booted in an emulator with KVM in it.
 
-The emulator runs in TCG and emulates AMD's SVM, so the KVM inside is the real
-one. Nothing that runs in the host can write to the machine, apart from the
+The emulator runs in TCG and emulates AMD's SVM or arm64's EL2, so the KVM inside
+is the real one. Nothing that runs in the host can write to the machine, apart from the
 folder it shares. All times are in seconds, memory is in MiB.
 """
 
 import functools
 import os
-import platform
 import shlex
 import signal
 import socket
@@ -25,10 +24,32 @@ NETWORK = '10.77.0.'
 SHARE = '/run/results'
 GRACE = 20      # from a host's last word to its power-off
 
-MACHINES = {
-    'x86_64': ['-M', 'q35', '-cpu', 'max,la57=off'],
+
+@dataclass(frozen=True)
+class Architecture:
+    """What differs between virtual hosts. Paths are relative to TOP.
+
+    The kernel's has a place for a variant of it, as in "-kasan".
+    """
+    machine: tuple      # options of the emulator
+    console: str
+    qemu: str
+    kernel: str
+    # Programs for init and its job, if the machine's own can't run there.
+    userland: str = ''
+
+
+ARCHITECTURES = {
+    'x86': Architecture(
+        ('-M', 'q35', '-cpu', 'max,la57=off'), 'ttyS0',
+        'build/qemu/obj/qemu-system-x86_64',
+        'build/linux/obj{}/arch/x86/boot/bzImage'),
+    'arm64': Architecture(
+        ('-M', 'virt,virtualization=on,gic-version=3', '-cpu', 'max'),
+        'ttyAMA0', 'build/qemu/obj/qemu-system-aarch64',
+        'build/linux/obj-arm64{}/arch/arm64/boot/Image',
+        'build/userland-arm64/bin'),
 }
-CONSOLES = {'x86_64': 'ttyS0'}
 
 
 def _default(variable, path):
@@ -39,10 +60,10 @@ def _default(variable, path):
 class Options:
     """How to boot one virtual host. Paths are those of the real machine."""
     name: str = 'vhost'
-    qemu: Path = field(default_factory=lambda: _default(
-        'RIG_QEMU', 'build/qemu/obj/qemu-system-x86_64'))
-    kernel: Path = field(default_factory=lambda: _default(
-        'RIG_KERNEL', 'build/linux/obj/arch/x86/boot/bzImage'))
+    arch: str = 'x86'               # one of ARCHITECTURES
+    variant: str = ''               # of the kernel: linux/config/variants
+    qemu: Path = None               # default: RIG_QEMU, or by arch
+    kernel: Path = None             # default: RIG_KERNEL, or by arch, variant
     firmware: Path = field(default_factory=lambda: _default(
         'RIG_FIRMWARE', 'build/firmware'))
     cpus: int = 2
@@ -63,14 +84,20 @@ class Options:
     cwd: str = '/'
 
     def __post_init__(self):
+        arch = ARCHITECTURES[self.arch]
+        if self.qemu is None:
+            self.qemu = _default('RIG_QEMU', arch.qemu)
+        if self.kernel is None:
+            self.kernel = _default('RIG_KERNEL', arch.kernel.format(
+                self.variant and f'-{self.variant}'))
         if self.log is None:
             self.log = TOP / 'build/rig' / f'{self.name}.serial.log'
 
 
 @functools.cache
-def _clock():
-    """One frequency for all hosts, see tsc.py."""
-    khz = tsc.frequency_khz()
+def _clock(arch):
+    """One frequency for all hosts, see tsc.py. arm64's is fixed."""
+    khz = tsc.frequency_khz() if arch == 'x86' else None
     return f'tsc_early_khz={khz}' if khz else ''
 
 
@@ -120,7 +147,8 @@ class VirtualHost:
     def start(self):
         """Power the host on. RigError if a file it needs is missing."""
         options = self.options
-        for path in (options.qemu, options.kernel, options.firmware):
+        userland = TOP / ARCHITECTURES[options.arch].userland
+        for path in (options.qemu, options.kernel, options.firmware, userland):
             if not Path(path).exists():
                 raise RigError(f'{path} is missing: has it been built?')
         Path(options.log).parent.mkdir(parents=True, exist_ok=True)
@@ -184,14 +212,15 @@ class VirtualHost:
 
     def _command(self):
         options = self.options
-        arch = platform.machine()
+        arch = ARCHITECTURES[options.arch]
         command = [
             str(options.qemu), '-nodefaults', '-no-user-config', '-no-reboot',
-            '-d', 'cpu_reset', '-display', 'none', '-L', str(options.firmware), *MACHINES[arch],
+            '-d', 'cpu_reset', '-display', 'none', '-L', str(options.firmware),
+            *arch.machine,
             '-accel', f'tcg,thread={options.threads}',
             '-smp', str(options.cpus), '-m', f'{options.memory}M',
             '-kernel', str(options.kernel),
-            '-append', self._kernel_line(CONSOLES[arch]),
+            '-append', self._kernel_line(arch),
             '-chardev', f'file,id=serial,path={options.log}',
             '-serial', 'chardev:serial', '-device', 'virtio-rng-pci',
             '-device', 'virtio-serial-pci,max_ports=31']
@@ -204,11 +233,16 @@ class VirtualHost:
             command += self._port(name, f'path={path},server=on,wait=off')
         return command + self._network()
 
-    def _kernel_line(self, console):
-        return (f'console={console} root=root rootfstype=9p ro rootflags='
+    def _kernel_line(self, arch):
+        """init, a script, needs a shell of the host's architecture."""
+        init = f'init={TOP}/rig/init'
+        if arch.userland:
+            path = TOP / arch.userland
+            init = f'RIG_PATH={path} init={path}/sh -- {TOP}/rig/init'
+        return (f'console={arch.console} root=root rootfstype=9p ro rootflags='
                 'trans=virtio,version=9p2000.L,cache=loose,msize=512000 '
-                f'panic=-1 oops=panic init={TOP}/rig/init '
-                f'{_clock()} {self.options.append}').rstrip()
+                f'panic=-1 oops=panic {_clock(self.options.arch)} '
+                f'{self.options.append} {init}')
 
     @staticmethod
     def _shared_folder(tag, path, more=''):
