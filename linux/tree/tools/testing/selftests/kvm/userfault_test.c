@@ -432,6 +432,34 @@ TEST_F(userfault, readonly_slot_can_toggle)
 	guest_read_filled(self->vcpu, slot, 9);
 }
 
+/* x86 looks at the bitmap before it finds out that it can't map the page. */
+TEST_F(userfault, write_to_readonly_slot_is_mmio)
+{
+	struct userfault_slot *slot = &self->slot;
+
+	vm_mem_region_delete(self->vm, slot->id);
+	__userfault_slot_add(slot, self->vm, VM_MEM_SRC_ANONYMOUS, slot->gpa,
+			     TEST_NPAGES, KVM_MEM_READONLY);
+	userfault_fill_all(slot);
+	userfault_set_all(slot);
+	userfault_on(slot);
+
+	guest_prepare(slot, GUEST_WRITE, 3, 0x99);
+#ifdef __x86_64__
+	run_to_userfault(self->vcpu, slot, 3);
+	userfault_publish(slot, 3);
+#endif
+	TEST_ASSERT_EQ(run_marked(self->vcpu), 0);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_MMIO);
+	TEST_ASSERT_EQ(self->vcpu->run->mmio.phys_addr, userfault_gpa(slot, 3));
+	TEST_ASSERT(self->vcpu->run->mmio.is_write, "The access should be a write");
+
+	/* The exit reason has to be left alone for KVM to complete the access. */
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_EQ(get_ucall(self->vcpu, NULL), UCALL_SYNC);
+	TEST_ASSERT_EQ(*userfault_page(slot, 3), userfault_pattern(3));
+}
+
 TEST_F(userfault, turning_on_zaps)
 {
 	struct userfault_slot *slot = &self->slot;
