@@ -35,6 +35,9 @@ def table(report, modes):
                  if mode in share else f' {"-":>18}' for mode in modes)
         lines.append(f'{row["memory"]:10} {row["fds"]:9} {row["vcpus"]:5}'
                      + ''.join(cells))
+    lost = sum(row['lost_by_emulator'] for row in report['rows'])
+    if lost:
+        lines.append(f'\n{lost} runs were lost by the emulator, and do not count')
     for memory, base, ours, difference in off_cost(report):
         lines.append(f'\nnot used, {memory}: base {base:.0f}, patched {ours:.0f} '
                      f'pages/s ({difference:+.1f} %)')
@@ -64,8 +67,8 @@ def draw(report, modes, path):
         axis.set_xticks([row['vcpus'] for row in rows])
         axis.get_xaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
         axis.set_xlabel('vCPUs')
-        axis.set_ylim(0, None)
         axis.grid(axis='y', color='#cccccc', lw=0.6)
+    axes[0][0].set_ylim(bottom=0)       # of all: they share it
     axes[0][0].set_ylabel('pages/s, % of no trapping')
     handles, labels = axes[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc='lower center', ncol=len(labels),

@@ -94,6 +94,12 @@ static inline void userfault_set_bit(struct userfault_slot *slot, u64 page)
 			  1UL << (page % BITS_PER_BITMAP_WORD), __ATOMIC_RELAXED);
 }
 
+static inline bool userfault_bit_is_set(struct userfault_slot *slot, u64 page)
+{
+	return __atomic_load_n(&slot->bitmap[page / BITS_PER_BITMAP_WORD], __ATOMIC_ACQUIRE) &
+	       1UL << (page % BITS_PER_BITMAP_WORD);
+}
+
 /* Publish a page: whatever was written to it before is visible to the guest. */
 static inline void userfault_publish(struct userfault_slot *slot, u64 page)
 {
