@@ -153,21 +153,6 @@ FIXTURE_TEARDOWN(nested)
 	kvm_vm_free(self->vm);
 }
 
-static void run_to_the_end(struct kvm_vcpu *vcpu)
-{
-	struct ucall uc;
-
-	TEST_ASSERT_EQ(run_marked(vcpu), 0);
-	switch (get_ucall(vcpu, &uc)) {
-	case UCALL_DONE:
-		break;
-	case UCALL_ABORT:
-		REPORT_GUEST_ASSERT(uc);
-	default:
-		TEST_FAIL("The nested guest should be done, got ucall %lu", uc.cmd);
-	}
-}
-
 /* The part that both tests share: what the nested guest reads and writes. */
 static void run_accesses(struct kvm_vcpu *vcpu, struct userfault_slot *slot)
 {

@@ -268,6 +268,22 @@ static inline u64 run_to_done(struct kvm_vcpu *vcpu)
 	}
 }
 
+/* Run until the guest says that it is done for good. */
+static inline void run_to_the_end(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+
+	TEST_ASSERT_EQ(run_marked(vcpu), 0);
+	switch (get_ucall(vcpu, &uc)) {
+	case UCALL_DONE:
+		break;
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(uc);
+	default:
+		TEST_FAIL("The guest should be done, got ucall %lu", uc.cmd);
+	}
+}
+
 static inline void assert_memory_fault(struct kvm_vcpu *vcpu, int r, gpa_t gpa,
 				       u64 size, u64 flags)
 {

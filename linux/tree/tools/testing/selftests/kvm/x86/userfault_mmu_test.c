@@ -216,104 +216,101 @@ TEST(own_accesses_do_not_exit)
 	kvm_vm_free(vm);
 }
 
-#define PRIVATE_NPAGES	8
+#define PRIVATE_NPAGES		8
+#define PRIVATE_USERFAULT	(KVM_MEMORY_EXIT_FLAG_USERFAULT | \
+				 KVM_MEMORY_EXIT_FLAG_PRIVATE)
 
-TEST(private_accesses_exit)
+/* One vCPU, and a slot whose pages can be private; all are shared at first. */
+FIXTURE(private) {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct userfault_slot slot;
+};
+
+FIXTURE_SETUP(private)
 {
-	const u64 flags = KVM_MEMORY_EXIT_FLAG_USERFAULT | KVM_MEMORY_EXIT_FLAG_PRIVATE;
 	const struct vm_shape shape = {
 		.mode = VM_MODE_DEFAULT,
 		.type = KVM_X86_SW_PROTECTED_VM,
 	};
-	struct userfault_slot slot;
-	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm;
 
 	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
 		SKIP(return, "no software-protected VMs");
 
-	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, userfault_guest_code);
-	__userfault_slot_add(&slot, vm, VM_MEM_SRC_ANONYMOUS, USERFAULT_GPA,
+	self->vm = vm_create_shape_with_one_vcpu(shape, &self->vcpu, userfault_guest_code);
+	__userfault_slot_add(&self->slot, self->vm, VM_MEM_SRC_ANONYMOUS, USERFAULT_GPA,
 			     PRIVATE_NPAGES, KVM_MEM_GUEST_MEMFD);
-	userfault_slot_map(&slot);
-	vm_mem_set_private(vm, slot.gpa, PRIVATE_NPAGES / 2 * PAGE_SIZE);
-	userfault_set_all(&slot);
-	userfault_on(&slot);
+	userfault_slot_map(&self->slot);
+}
 
-	guest_prepare(&slot, GUEST_WRITE, 0, 0x77);
-	run_to_fault(vcpu, &slot, 0, flags);
-	userfault_publish(&slot, 0);
-	run_to_done(vcpu);
+FIXTURE_TEARDOWN(private)
+{
+	kvm_vm_free(self->vm);
+}
 
-	guest_prepare(&slot, GUEST_READ, 1, 0);
-	run_to_fault(vcpu, &slot, 1, flags);
-	userfault_publish(&slot, 1);
-	TEST_ASSERT_EQ(run_to_done(vcpu), 0);
+TEST_F(private, accesses_exit)
+{
+	vm_mem_set_private(self->vm, self->slot.gpa, PRIVATE_NPAGES / 2 * PAGE_SIZE);
+	userfault_set_all(&self->slot);
+	userfault_on(&self->slot);
+
+	guest_prepare(&self->slot, GUEST_WRITE, 0, 0x77);
+	run_to_fault(self->vcpu, &self->slot, 0, PRIVATE_USERFAULT);
+	userfault_publish(&self->slot, 0);
+	run_to_done(self->vcpu);
+
+	guest_prepare(&self->slot, GUEST_READ, 1, 0);
+	run_to_fault(self->vcpu, &self->slot, 1, PRIVATE_USERFAULT);
+	userfault_publish(&self->slot, 1);
+	TEST_ASSERT_EQ(run_to_done(self->vcpu), 0);
 
 	/* A page of the same slot that is shared comes from the other mapping. */
-	guest_read_faults(vcpu, &slot, PRIVATE_NPAGES / 2);
+	guest_read_faults(self->vcpu, &self->slot, PRIVATE_NPAGES / 2);
 
 	/* What is in private memory outlives toggling, and bits set again. */
-	userfault_off(&slot);
-	TEST_ASSERT_EQ(guest_access(vcpu, &slot, GUEST_READ, 0, 0), 0x77);
-	guest_access(vcpu, &slot, GUEST_WRITE, 2, 0x78);
-	userfault_set_all(&slot);
-	userfault_on(&slot);
-	guest_prepare(&slot, GUEST_READ, 2, 0);
-	run_to_fault(vcpu, &slot, 2, flags);
-	userfault_publish(&slot, 2);
-	TEST_ASSERT_EQ(run_to_done(vcpu), 0x78);
+	userfault_off(&self->slot);
+	TEST_ASSERT_EQ(guest_access(self->vcpu, &self->slot, GUEST_READ, 0, 0), 0x77);
+	guest_access(self->vcpu, &self->slot, GUEST_WRITE, 2, 0x78);
+	userfault_set_all(&self->slot);
+	userfault_on(&self->slot);
+	guest_prepare(&self->slot, GUEST_READ, 2, 0);
+	run_to_fault(self->vcpu, &self->slot, 2, PRIVATE_USERFAULT);
+	userfault_publish(&self->slot, 2);
+	TEST_ASSERT_EQ(run_to_done(self->vcpu), 0x78);
 
-	vm_guest_mem_punch_hole(vm, userfault_gpa(&slot, 2), PAGE_SIZE);
-	TEST_ASSERT_EQ(guest_access(vcpu, &slot, GUEST_READ, 2, 0), 0);
-	kvm_vm_free(vm);
+	vm_guest_mem_punch_hole(self->vm, userfault_gpa(&self->slot, 2), PAGE_SIZE);
+	TEST_ASSERT_EQ(guest_access(self->vcpu, &self->slot, GUEST_READ, 2, 0), 0);
 }
 
 /* What is private and what is not is looked up before the bitmap is. */
-TEST(conversions_exit_as_what_the_page_is)
+TEST_F(private, conversions_exit_as_what_the_page_is)
 {
-	const u64 flags = KVM_MEMORY_EXIT_FLAG_USERFAULT | KVM_MEMORY_EXIT_FLAG_PRIVATE;
-	const struct vm_shape shape = {
-		.mode = VM_MODE_DEFAULT,
-		.type = KVM_X86_SW_PROTECTED_VM,
-	};
-	struct userfault_slot slot;
-	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm;
 	int i;
 
-	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
-		SKIP(return, "no software-protected VMs");
-
-	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, userfault_guest_code);
-	__userfault_slot_add(&slot, vm, VM_MEM_SRC_ANONYMOUS, USERFAULT_GPA,
-			     PRIVATE_NPAGES, KVM_MEM_GUEST_MEMFD);
-	userfault_slot_map(&slot);
-	userfault_on(&slot);
+	userfault_on(&self->slot);
 
 	for (i = 0; i < 4; i++) {
-		userfault_set_bit(&slot, 1);
-		vm_mem_set_private(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
-		guest_prepare(&slot, GUEST_WRITE, 1, 0x50 + i);
-		run_to_fault(vcpu, &slot, 1, flags);
+		userfault_set_bit(&self->slot, 1);
+		vm_mem_set_private(self->vm, userfault_gpa(&self->slot, 1), PAGE_SIZE);
+		guest_prepare(&self->slot, GUEST_WRITE, 1, 0x50 + i);
+		run_to_fault(self->vcpu, &self->slot, 1, PRIVATE_USERFAULT);
 
 		/* The page is converted while its exit is outstanding, and back. */
-		vm_mem_set_shared(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
-		run_to_userfault(vcpu, &slot, 1);
-		vm_mem_set_private(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
-		run_to_fault(vcpu, &slot, 1, flags);
-		userfault_publish(&slot, 1);
-		run_to_done(vcpu);
+		vm_mem_set_shared(self->vm, userfault_gpa(&self->slot, 1), PAGE_SIZE);
+		run_to_userfault(self->vcpu, &self->slot, 1);
+		vm_mem_set_private(self->vm, userfault_gpa(&self->slot, 1), PAGE_SIZE);
+		run_to_fault(self->vcpu, &self->slot, 1, PRIVATE_USERFAULT);
+		userfault_publish(&self->slot, 1);
+		run_to_done(self->vcpu);
 
 		/* A conversion unmaps the page, so a bit that is set counts again. */
-		userfault_set_bit(&slot, 1);
-		vm_mem_set_shared(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
-		guest_read_faults(vcpu, &slot, 1);
-		vm_mem_set_private(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
-		TEST_ASSERT_EQ(guest_access(vcpu, &slot, GUEST_READ, 1, 0), 0x50 + i);
-		vm_mem_set_shared(vm, userfault_gpa(&slot, 1), PAGE_SIZE);
+		userfault_set_bit(&self->slot, 1);
+		vm_mem_set_shared(self->vm, userfault_gpa(&self->slot, 1), PAGE_SIZE);
+		guest_read_faults(self->vcpu, &self->slot, 1);
+		vm_mem_set_private(self->vm, userfault_gpa(&self->slot, 1), PAGE_SIZE);
+		TEST_ASSERT_EQ(guest_access(self->vcpu, &self->slot, GUEST_READ, 1, 0), 0x50 + i);
+		vm_mem_set_shared(self->vm, userfault_gpa(&self->slot, 1), PAGE_SIZE);
 	}
-	kvm_vm_free(vm);
 }
 
 #define SMM_GPA		0xc0000000ull
@@ -455,7 +452,6 @@ static void test_nested(bool tdp)
 	struct userfault_slot slot;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
-	struct ucall uc;
 
 	vm = create_nested_vm(&vcpu, tdp, &slot);
 	userfault_set_all(&slot);
@@ -480,15 +476,7 @@ static void test_nested(bool tdp)
 	userfault_publish(&slot, 0);
 	TEST_ASSERT_EQ(run_to_done(vcpu), userfault_pattern(0));
 
-	TEST_ASSERT_EQ(run_marked(vcpu), 0);
-	switch (get_ucall(vcpu, &uc)) {
-	case UCALL_DONE:
-		break;
-	case UCALL_ABORT:
-		REPORT_GUEST_ASSERT(uc);
-	default:
-		TEST_FAIL("L1 should be done, got ucall %lu", uc.cmd);
-	}
+	run_to_the_end(vcpu);
 	TEST_ASSERT_EQ(vcpu_get_stat(vcpu, userfault_exits), 4);
 	kvm_vm_free(vm);
 }
