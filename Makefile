@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A front door to ./configure, meson and ninja, which do the work.
 
-# Of "make demo": USERFAULT=auto|on|off, MEMORY of the guest and the part of it
-# that is TOUCHED, in MiB.
+# Of "make demo": USERFAULT=auto|on|off, the kind of MEMORY that the guest has (see
+# rig/migrate --help), its size and the part of it that is TOUCHED, in MiB.
 USERFAULT = auto
-MEMORY = 512
+MEMORY = memfd
+SIZE = 512
 TOUCHED = 256
 # Of "make bench-kernel": x86 or arm64.
 ARCH = x86
@@ -30,12 +31,12 @@ ready: build/build.ninja
 all: ready
 	@ninja -C build
 
-#: make demo       migrate a guest that works [USERFAULT=off] [MEMORY=MiB]
+#: make demo       migrate a guest that works [USERFAULT=off] [MEMORY=anonymous]
 demo: ready
 	@ninja -C build demo-parts
 	@mkdir -p build/demo
-	@rig/migrate --userfault $(USERFAULT) --memory-mib $(MEMORY) \
-		--touched-mib $(TOUCHED) --logs build/demo \
+	@rig/migrate --userfault $(USERFAULT) --memory $(MEMORY) \
+		--memory-mib $(SIZE) --touched-mib $(TOUCHED) --logs build/demo \
 		--json build/demo/report.json --plot build/demo/report.png
 
 #: make check      every test, and a summary [SUITE="style series ..."]
@@ -62,7 +63,13 @@ check-pages: ready
 #: make bench-kernel  demand paging, userfaultfd against KVM Userfault [ARCH=arm64]
 bench-kernel: ready
 	@ninja -C build
+	@ninja -C build base-parts
 	@tests/bench-kernel --arch $(ARCH)
+
+#: make bench-migrate  userfaultfd against KVM Userfault, a guest at work
+bench-migrate: ready
+	@ninja -C build demo-parts
+	@tests/bench-migrate
 
 #: make clean      remove what was built, keep the prepared sources
 clean:
@@ -74,4 +81,4 @@ distclean:
 	scripts/distclean
 
 .PHONY: help deps configure ready all demo check check-debug check-kvm check-pages \
-	bench-kernel clean distclean
+	bench-kernel bench-migrate clean distclean

@@ -5,8 +5,49 @@ import threading
 import time
 
 from errors import RigError, Timeout
+from vhost import TOP
 
 PORTS = '/dev/virtio-ports/'
+HUGE_MIB = 2
+
+# Kinds of guest memory: a -object for each backend, which share the guest's RAM
+# evenly.
+_MEMFD = 'memory-backend-memfd,share=on'
+_ANONYMOUS = 'memory-backend-ram'
+_HUGETLB = f'memory-backend-memfd,share=on,hugetlb=on,hugetlbsize={HUGE_MIB}M'
+MEMORY = {
+    'memfd': [_MEMFD],
+    'anonymous': [_ANONYMOUS],
+    'hugetlb': [_HUGETLB],
+    'hugetlb-private': [_HUGETLB.replace('share=on', 'share=off')],
+    'tmpfs': ['memory-backend-file,share=on,mem-path=/dev/shm/'],
+    'mixed': [_MEMFD, _ANONYMOUS],
+}
+
+
+def huge_pages(scenario):
+    """Kernel parameters of a host that has as many as the guest needs."""
+    backends = MEMORY[scenario.memory]
+    nr = sum('hugetlb' in backend for backend in backends)
+    if not nr:
+        return ''
+    # Some more, as nothing is known of how the backends use them.
+    pages = scenario.memory_mib * nr // len(backends) // HUGE_MIB + 8
+    return f'hugepagesz={HUGE_MIB}M hugepages={pages}'
+
+
+def memory_arguments(scenario):
+    """-object, -m and what makes the backends the guest's memory."""
+    backends = MEMORY[scenario.memory]
+    size = scenario.memory_mib // len(backends)
+    words = ['-m', f'{scenario.memory_mib}M']
+    for number, backend in enumerate(backends):
+        words += ['-object', f'{backend},id=ram{number},size={size}M']
+    if len(backends) == 1:
+        return [*words, '-M', 'memory-backend=ram0']
+    for number in range(len(backends)):
+        words += ['-numa', f'node,memdev=ram{number}']
+    return words
 
 
 def qemu_command(scenario, incoming):
@@ -16,13 +57,11 @@ def qemu_command(scenario, incoming):
     one process outside holds all the strings.
     """
     command = [
-        str(scenario.qemu), '-nodefaults', '-no-user-config', '-no-reboot',
+        str(TOP / 'rig/qemu-job'), str(scenario.delay_us),
+        str(scenario.qemu), '-name', 'guest,debug-threads=on', '-nodefaults', '-no-user-config', '-no-reboot',
         '-display', 'none', '-L', str(scenario.firmware),
         '-accel', accel(scenario, incoming), '-cpu', scenario.guest_cpu,
-        '-object', 'memory-backend-memfd,id=ram,share=on,'
-        f'size={scenario.memory_mib}M',
-        '-M', 'q35,memory-backend=ram', '-m', f'{scenario.memory_mib}M',
-        '-smp', str(scenario.vcpus),
+        '-M', 'q35', *memory_arguments(scenario), '-smp', str(scenario.vcpus),
         '-kernel', str(scenario.guest_kernel),
         '-initrd', str(scenario.initramfs),
         '-append', 'console=ttyS0 quiet panic=-1 oops=panic '

@@ -4,6 +4,7 @@ Scenario says what is wanted, Migration does it and gathers raw results;
 report.py makes the report of them. Times are seconds unless a name says else.
 """
 
+import re
 import select
 import time
 from contextlib import ExitStack
@@ -11,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from errors import RigError, Timeout, check_warnings
-from guest import GuestFeed, qemu_command
+from guest import GuestFeed, huge_pages, qemu_command
 from monitor import Monitor, MonitorError, accel_properties
 from vhost import TOP, Options, VirtualHost, pair_options
 
 PORT = 4444
 DESTINATION = '10.77.0.2'
 SAMPLE_INTERVAL = 0.1
+TICKS = 100     # per second, in /proc/PID/stat
 ENDED = ('completed', 'failed', 'cancelled')
 
 
@@ -25,6 +27,7 @@ ENDED = ('completed', 'failed', 'cancelled')
 class Scenario:
     """What to migrate, and how. Paths are those of the real machine."""
     vcpus: int = 4
+    memory: str = 'memfd'           # a key of guest.MEMORY
     memory_mib: int = 512
     touched_mib: int = 256
     userfault: str = 'auto'
@@ -32,6 +35,7 @@ class Scenario:
     precopy_percent: int = 0        # of RAM to send before post-copy starts
     bandwidth_mib: int = 0          # MiB/s of the background; 0: no limit
     queue_kib: int = 128            # of TCP buffers, see _network()
+    delay_us: int = 0               # added to each packet, one way
     measure: float = 3              # of work before, and of work after
     timeout: float = 300            # of the migration, and of each wait
     qemu: Path = field(default_factory=lambda: Options().qemu)
@@ -58,10 +62,13 @@ class Scenario:
     def host_options(self):
         """Options of the two virtual hosts."""
         memory = self.host_memory or self.memory_mib * 5 // 4 + 1024
+        huge = huge_pages(self)
+        if huge and not self.host_memory:
+            memory += self.memory_mib
         common = Options(qemu=self.qemu, firmware=self.firmware,
                          cpus=self.host_cpus, memory=memory,
                          threads=self.host_threads,
-                         append=f'{self._network()} {self.append}',
+                         append=f'{self._network()} {huge} {self.append}',
                          timeout=self.timeout,
                          log=self.logs / 'x.serial.log',
                          pipes=('qmp', 'guest'))
@@ -81,6 +88,26 @@ class Scenario:
         size = f'4096 16384 {self.queue_kib << 10}'
         return ' '.join(f'"sysctl.net.ipv4.{name}={size}"'
                         for name in ('tcp_wmem', 'tcp_rmem'))
+
+
+def cpu_seconds(log):
+    """Seconds of vCPU threads, and of all other threads, from QEMU's log.
+
+    Lines of proc_pid_stat(5): first that of the process, which counts threads
+    that have ended, too.
+    """
+    ticks = {}
+    for line in re.findall(r'^qemu-stat: (.*)', log, flags=re.M):
+        head, _, rest = line.rpartition(') ')
+        words = rest.split()
+        name = head.partition('(')[2]
+        kind = 'all' if not ticks else 'vcpus' if name.startswith('CPU ') else None
+        if kind:
+            ticks[kind] = ticks.get(kind, 0) + int(words[11]) + int(words[12])
+    if not ticks:
+        return None
+    vcpus = ticks.get('vcpus', 0)
+    return {'vcpus': vcpus / TICKS, 'others': (ticks['all'] - vcpus) / TICKS}
 
 
 class Migration:
@@ -114,10 +141,10 @@ class Migration:
                 self._migrate()
                 self._measure('after')
                 self._verify()
+                self._quit()
             except (MonitorError, OSError) as error:
                 self._check_hosts()     # a dead host explains it better
                 raise RigError(f'{error}\n{self._log_names()}') from error
-            self._check_hosts()
         self._check_logs()
         return self
 
@@ -271,6 +298,18 @@ class Migration:
         self.raw['verified'] = self.feed.wait_for(
             'verified', self.scenario.timeout, self._check_hosts)
         self.feed.check_monotonic()
+
+    def _quit(self):
+        """End both QEMUs in order: they say what processor time they took."""
+        self._check_hosts()
+        for name, monitor in self.monitors.items():
+            monitor('quit')
+            status = self.hosts[name].wait()
+            if status:
+                raise RigError(f'QEMU on {name} ended with status {status} when '
+                               f'told to quit; its log: {self._guest_log(name)}')
+            self.raw[f'cpu_{name}'] = cpu_seconds(
+                self._guest_log(name).read_text('utf-8', 'replace'))
 
     # Failures
 

@@ -19,6 +19,7 @@ def make_report(migration):
     report.update(_timing(migration))
     report.update(_pages(migration))
     report.update(_guest(migration))
+    report.update(_rates(migration, report))
     report['moments'] = _relative(migration)
     report['samples'] = _series(migration)
     report['guest_reports'] = _operations(migration)
@@ -33,10 +34,12 @@ def _scenario(scenario):
         'kernel_source': _kernel_version(scenario.kernel_a),
         'qemu': _qemu_version(scenario.qemu),
         'vcpus': scenario.vcpus,
+        'memory': scenario.memory,
         'memory_mib': scenario.memory_mib,
         'touched_mib': scenario.touched_mib,
         'userfault': scenario.userfault,
         'preempt': scenario.preempt,
+        'delay_us': scenario.delay_us,
         'host_cpus': scenario.host_cpus,
         'host_threads': scenario.host_threads,
         'machine': {'cpus': os.cpu_count(), 'arch': platform.machine(),
@@ -100,7 +103,10 @@ def _userfault_counts(userfault):
         'userfault_enabled': userfault.get('enabled', False),
         'userfault_exits': userfault.get('exits', 0),
         'userfault_exits_resolved': userfault.get('resolved', 0),
+        'userfault_exits_mapped': userfault.get('mapped', 0),
         'userfault_requests': userfault.get('requests', 0),
+        'userfault_pages': userfault.get('pages', 0),
+        'userfault_maps': userfault.get('maps', 0),
         'userfault_wait_us': userfault.get('wait-ns', 0) // 1000,
         'userfaultfd_vcpu_faults': userfault.get('uffd-vcpu-faults', 0),
         'userfaultfd_other_faults': userfault.get('uffd-other-faults', 0),
@@ -121,7 +127,9 @@ def _blocktime_counts(destination):
     vcpu = min(vcpu, total)
     return {
         'userfault_enabled': False, 'userfault_exits': 0,
-        'userfault_exits_resolved': 0, 'userfault_requests': 0,
+        'userfault_exits_resolved': 0, 'userfault_exits_mapped': 0,
+        'userfault_requests': 0,
+        'userfault_pages': 0, 'userfault_maps': 0,
         'userfault_wait_us': 0, 'userfaultfd_vcpu_faults': vcpu,
         'userfaultfd_other_faults': total - vcpu, 'userfault_fallback': [],
     }
@@ -140,6 +148,20 @@ def percentile(counts, part):
             return round(2 ** bucket * (1 + (wanted - below) / count))
         below += count
     return None
+
+
+def _rates(migration, report):
+    """Pages on demand per second of post-copy, and what QEMU's threads took."""
+    moments = migration.moments
+    seconds = moments['end'] - moments.get('postcopy', moments['start'])
+    demand = report['userfault_requests'] + report['userfaultfd_vcpu_faults']
+    if not report['userfault_enabled']:
+        # Asynchronous page faults make most of the vCPUs' those of others.
+        demand += report['userfaultfd_other_faults']
+    return {'postcopy_s': round(seconds, 3),
+            'demand_per_s': round(demand / seconds, 1),
+            'cpu_source_s': migration.raw['cpu_a'],
+            'cpu_destination_s': migration.raw['cpu_b']}
 
 
 def _guest(migration):
@@ -208,7 +230,8 @@ def table(report):
         ('status', report['status']),
         ('kernel', report['kernel'].partition(' ')[0]),
         ('QEMU', report['qemu']),
-        ('guest', f'{report["vcpus"]} vCPUs, {report["memory_mib"]} MiB, '
+        ('guest', f'{report["vcpus"]} vCPUs, {report["memory_mib"]} MiB of '
+                  f'{report["memory"]} memory, '
                   f'{report["touched_mib"]} MiB touched'),
         ('userfault', f'{report["userfault"]}, '
          + ('in use' if report['userfault_enabled'] else 'not in use')),
@@ -221,7 +244,10 @@ def table(report):
         ('  userfaultfd, vCPUs', report['userfaultfd_vcpu_faults']),
         ('  userfaultfd, others', report['userfaultfd_other_faults']),
         ('userfault exits', f'{report["userfault_exits"]}, of which '
-         f'{report["userfault_exits_resolved"]} already resolved'),
+         f'{report["userfault_exits_mapped"]} mapped what had arrived, '
+         f'{report["userfault_exits_resolved"]} found it mapped'),
+        ('  mapped', f'{report["userfault_pages"]} pages by '
+         f'{report["userfault_maps"]} calls'),
         ('wait for a page', ', '.join(
             f'{name} {value} us' for name, value in latency.items())),
         None,

@@ -8,7 +8,9 @@
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
+#include "qemu/madvise.h"
 #include "qemu/mmap-alloc.h"
+#include "qemu/units.h"
 #include "exec/cpu-common.h"
 #include "exec/target_page.h"
 #include "migration.h"
@@ -19,8 +21,63 @@
 #include <sys/ioctl.h>
 #include "qemu/userfaultfd.h"
 
+/* How much memory is got at once for pages that come one after the other */
+#define FILE_POPULATE_BYTES (256 * KiB)
+
+static bool is_hugetlb(RAMBlock *rb)
+{
+    return rb->page_size > qemu_real_host_page_size();
+}
+
 /*
- * Shared memory of a memfd or a tmpfs file
+ * Anonymous memory, and private huge pages
+ *
+ * userfaultfd fills a page and maps it at once, or not at all.
+ */
+
+static const char *anonymous_refuse(RAMBlock *rb)
+{
+    if (qemu_ram_is_shared(rb)) {
+        return "shared";
+    }
+    if (rb->guest_memfd >= 0) {
+        return "has private memory";
+    }
+    if (rb->fd >= 0 && !is_hugetlb(rb)) {
+        return "a private mapping of a file";
+    }
+    return NULL;
+}
+
+static int anonymous_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
+                          const void *from)
+{
+    return uffd_copy_page(uffd, b->rb->host + offset, (void *)from,
+                          b->page_size, false);
+}
+
+static int anonymous_fill_zero(PostcopyKvmBlock *b, int uffd,
+                               ram_addr_t offset)
+{
+    g_autofree void *zeros = NULL;
+
+    if (qemu_ram_is_uf_zeroable(b->rb)) {
+        return uffd_zero_page(uffd, b->rb->host + offset, b->page_size, false);
+    }
+
+    zeros = g_malloc0(b->page_size);
+    return anonymous_fill(b, uffd, offset, zeros);
+}
+
+static const PostcopyKvmMethods anonymous_methods = {
+    .name = "anonymous",
+    .refuse = anonymous_refuse,
+    .fill = anonymous_fill,
+    .fill_zero = anonymous_fill_zero,
+};
+
+/*
+ * Shared memory of a memfd, or of a file on tmpfs or hugetlbfs
  *
  * Pages are written through a second mapping, which nobody else uses.  That
  * puts them into the page cache, where KVM and host accesses still do not see
@@ -29,7 +86,8 @@
  * without it, a page that never arrived would appear as zeros.
  */
 
-static const char *memfd_refuse(RAMBlock *rb)
+static const char *file_refuse(RAMBlock *rb, unsigned int fs_type,
+                               uint64_t feature)
 {
     uint64_t features;
 
@@ -42,21 +100,27 @@ static const char *memfd_refuse(RAMBlock *rb)
     if (rb->guest_memfd >= 0) {
         return "has private memory";
     }
-    if (qemu_fd_getfs(rb->fd) != QEMU_FS_TYPE_TMPFS) {
-        return "not on tmpfs";
+    if (qemu_fd_getfs(rb->fd) != fs_type) {
+        return "a file on another kind of file system";
     }
-    if (rb->page_size != qemu_real_host_page_size() ||
-        rb->page_size != qemu_target_page_size()) {
-        return "pages of another size than the host's or the guest's";
-    }
-    if (uffd_query_features(&features) ||
-        !(features & UFFD_FEATURE_MINOR_SHMEM)) {
-        return "userfaultfd has no minor faults for shared memory";
+    if (uffd_query_features(&features) || !(features & feature)) {
+        return "userfaultfd has no minor faults for this type of memory";
     }
     return NULL;
 }
 
-static int memfd_prepare(PostcopyKvmBlock *b)
+static const char *memfd_refuse(RAMBlock *rb)
+{
+    return file_refuse(rb, QEMU_FS_TYPE_TMPFS, UFFD_FEATURE_MINOR_SHMEM);
+}
+
+static const char *hugetlb_refuse(RAMBlock *rb)
+{
+    return file_refuse(rb, QEMU_FS_TYPE_HUGETLBFS,
+                       UFFD_FEATURE_MINOR_HUGETLBFS);
+}
+
+static int file_prepare(PostcopyKvmBlock *b)
 {
     RAMBlock *rb = b->rb;
     void *alias = mmap(NULL, rb->postcopy_length, PROT_READ | PROT_WRITE,
@@ -66,85 +130,161 @@ static int memfd_prepare(PostcopyKvmBlock *b)
         return -errno;
     }
     b->alias = alias;
+    b->populated = bitmap_new(b->pages);
     return 0;
 }
 
-static int memfd_fill(PostcopyKvmBlock *b, ram_addr_t offset,
-                      const void *from, size_t len)
+/*
+ * Have memory for a page before it is written to: if there is none, this is an
+ * error, and the migration pauses, where writing would be a SIGBUS and the end
+ * of the guest.  Pages that come one after the other get theirs together.
+ */
+static int file_populate(PostcopyKvmBlock *b, unsigned long page)
+{
+    unsigned long nr = 1;
+
+    if (page == qatomic_read(&b->next)) {
+        nr = MIN(MAX(FILE_POPULATE_BYTES / b->page_size, 1), b->pages - page);
+    }
+    qatomic_set(&b->next, page + 1);
+    if (bitmap_test_acquire(b->populated, page)) {
+        return 0;
+    }
+
+    nr = find_next_bit(b->populated, page + nr, page) - page;
+    if (qemu_madvise(b->alias + page * b->page_size, nr * b->page_size,
+                     QEMU_MADV_POPULATE_WRITE)) {
+        int ret = -errno;
+
+        error_report("post-copy: no memory for %s+0x%zx: %s", b->rb->idstr,
+                     page * b->page_size, strerror(errno));
+        return ret;
+    }
+    bitmap_set_atomic(b->populated, page, nr);
+    return 0;
+}
+
+static int file_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
+                     const void *from)
+{
+    int ret = file_populate(b, offset / b->page_size);
+
+    if (!ret) {
+        memcpy(b->alias + offset, from, b->page_size);
+    }
+    return ret;
+}
+
+static int file_fill_zero(PostcopyKvmBlock *b, int uffd, ram_addr_t offset)
 {
     void *to = b->alias + offset;
+    int ret = file_populate(b, offset / b->page_size);
 
-    if (from) {
-        memcpy(to, from, len);
-    } else if (!buffer_is_zero(to, len)) {
-        /* Reading brought the page into the page cache, all that it takes. */
-        memset(to, 0, len);
+    /* Pages come with zeros, but precopy may have left something else. */
+    if (!ret && !buffer_is_zero(to, b->page_size)) {
+        memset(to, 0, b->page_size);
     }
-    return 0;
+    return ret;
 }
 
-static int memfd_map(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
-                     size_t len)
+/* Returns 0 if it is to be tried again from *@host on, or -errno. */
+static int file_map_failed(PostcopyKvmBlock *b, int uffd, uintptr_t *host)
+{
+    ram_addr_t offset = *host - (uintptr_t)b->rb->host;
+
+    switch (errno) {
+    case EAGAIN:
+        /* QEMU's address space is being changed, nothing was mapped. */
+        return 0;
+    case EFAULT:
+        /* A hole, i.e. zeros that precopy did not bother to write */
+        (void)*(volatile uint8_t *)(b->alias + offset);
+        return 0;
+    case EEXIST:
+        /* Mapped before; somebody may wait all the same. */
+        *host += b->page_size;
+        return uffd_wakeup(uffd, b->rb->host + offset, b->page_size);
+    default:
+        error_report("post-copy: UFFDIO_CONTINUE of %s+0x" RAM_ADDR_FMT ": %s",
+                     b->rb->idstr, offset, strerror(errno));
+        return -errno;
+    }
+}
+
+static int file_map(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
+                    size_t len)
 {
     uintptr_t host = (uintptr_t)b->rb->host + offset;
-    struct uffdio_continue cont = {
-        .range = { .start = host, .len = len },
-    };
+    uintptr_t end = host + len;
+    int ret = 0;
 
-    while (ioctl(uffd, UFFDIO_CONTINUE, &cont)) {
-        switch (errno) {
-        case EAGAIN:
-            /* QEMU's address space is being changed, nothing was mapped. */
-            cont.mapped = 0;
+    while (!ret && host < end) {
+        struct uffdio_continue cont = {
+            .range = { .start = host, .len = end - host },
+        };
+
+        if (!ioctl(uffd, UFFDIO_CONTINUE, &cont)) {
             break;
-        case EFAULT:
-            /* A hole, i.e. zeros that precopy did not bother to write */
-            (void)*(volatile uint8_t *)(b->alias + offset);
-            cont.mapped = 0;
-            break;
-        case EEXIST:
-            /* Mapped before; somebody may wait all the same. */
-            return uffd_wakeup(uffd, (void *)host, len);
-        default:
-            error_report("post-copy: UFFDIO_CONTINUE of %s+0x" RAM_ADDR_FMT
-                         ": %s", b->rb->idstr, offset, strerror(errno));
-            return -errno;
+        }
+        if (cont.mapped > 0) {
+            host += cont.mapped;
+        } else {
+            ret = file_map_failed(b, uffd, &host);
         }
     }
-    return 0;
+    return ret;
 }
 
-static void memfd_finish(PostcopyKvmBlock *b)
+static void file_finish(PostcopyKvmBlock *b)
 {
-    munmap(b->alias, b->pages * qemu_target_page_size());
+    munmap(b->alias, b->pages * b->page_size);
+    g_free(b->populated);
 }
 
 static const PostcopyKvmMethods memfd_methods = {
     .name = "memfd",
     .uffd_mode = UFFDIO_REGISTER_MODE_MINOR,
     .refuse = memfd_refuse,
-    .prepare = memfd_prepare,
-    .fill = memfd_fill,
-    .map = memfd_map,
-    .finish = memfd_finish,
+    .prepare = file_prepare,
+    .fill = file_fill,
+    .fill_zero = file_fill_zero,
+    .map = file_map,
+    .finish = file_finish,
 };
 
-static const PostcopyKvmMethods *const all_methods[] = { &memfd_methods };
+static const PostcopyKvmMethods hugetlb_methods = {
+    .name = "hugetlb",
+    .uffd_mode = UFFDIO_REGISTER_MODE_MINOR,
+    .refuse = hugetlb_refuse,
+    .prepare = file_prepare,
+    .fill = file_fill,
+    .fill_zero = file_fill_zero,
+    .map = file_map,
+    .finish = file_finish,
+};
+
+static const PostcopyKvmMethods *const all_methods[] = {
+    &anonymous_methods, &memfd_methods, &hugetlb_methods,
+};
 #else
 static const PostcopyKvmMethods *const all_methods[] = { };
 #endif /* CONFIG_LINUX */
 
 static void postcopy_kvm_block_free(PostcopyKvmBlock *b)
 {
+    qemu_mutex_destroy(&b->run_lock);
     g_free(b->claimed);
     g_free(b->requested);
+    g_free(b->filled);
     g_free(b->present);
     g_free(b);
 }
 
 static void postcopy_kvm_block_finish(PostcopyKvmBlock *b)
 {
-    b->methods->finish(b);
+    if (b->methods->finish) {
+        b->methods->finish(b);
+    }
     postcopy_kvm_block_free(b);
 }
 
@@ -155,11 +295,31 @@ static PostcopyKvmBlock *postcopy_kvm_block_new(RAMBlock *rb,
 
     b->rb = rb;
     b->methods = m;
-    b->pages = rb->postcopy_length / qemu_target_page_size();
+    b->page_size = rb->page_size;
+    b->pages = rb->postcopy_length / b->page_size;
     b->claimed = bitmap_new(b->pages);
     b->requested = bitmap_new(b->pages);
+    b->filled = bitmap_new(b->pages);
     b->present = bitmap_new(b->pages);
+    qemu_mutex_init(&b->run_lock);
     return b;
+}
+
+/* What precopy brought, and was not changed since, is in place. */
+static void postcopy_kvm_block_received(PostcopyKvmBlock *b)
+{
+    unsigned long nr = b->page_size / qemu_target_page_size();
+    unsigned long page;
+
+    for (page = 0; page < b->pages; page++) {
+        unsigned long end = (page + 1) * nr;
+
+        if (find_next_zero_bit(b->rb->receivedmap, end, page * nr) == end) {
+            set_bit(page, b->present);
+        }
+    }
+    bitmap_copy(b->filled, b->present, b->pages);
+    bitmap_copy(b->claimed, b->present, b->pages);
 }
 
 static const char *postcopy_kvm_block_try(RAMBlock *rb,
@@ -173,14 +333,12 @@ static const char *postcopy_kvm_block_try(RAMBlock *rb,
     }
 
     b = postcopy_kvm_block_new(rb, m);
-    if (m->prepare(b)) {
+    if (m->prepare && m->prepare(b)) {
         postcopy_kvm_block_free(b);
         return "no second mapping to be had";
     }
 
-    /* What precopy brought, and was not changed since */
-    bitmap_copy(b->claimed, rb->receivedmap, b->pages);
-    bitmap_copy(b->present, rb->receivedmap, b->pages);
+    postcopy_kvm_block_received(b);
     qatomic_rcu_set(&rb->postcopy_kvm, b);
     trace_postcopy_kvm_block(rb->idstr, m->name);
     return NULL;
@@ -191,8 +349,15 @@ const char *postcopy_kvm_block_setup(RAMBlock *rb)
     const char *why = "no method for this type of memory";
     size_t i;
 
-    for (i = 0; why && i < ARRAY_SIZE(all_methods); i++) {
+    if (rb->page_size < qemu_target_page_size()) {
+        return "pages smaller than the guest's";
+    }
+
+    for (i = 0; i < ARRAY_SIZE(all_methods); i++) {
         why = postcopy_kvm_block_try(rb, all_methods[i]);
+        if (!why) {
+            break;
+        }
     }
     return why;
 }

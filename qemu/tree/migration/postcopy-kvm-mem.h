@@ -9,11 +9,22 @@
 
 #include "qemu/bitops.h"
 #include "qemu/rcu.h"
+#include "qemu/thread.h"
 #include "system/ramblock.h"
 
 typedef struct PostcopyKvmBlock PostcopyKvmBlock;
 
-/* What differs between types of memory.  Offsets and lengths are in bytes. */
+/*
+ * What differs between types of memory.  Offsets and lengths are in bytes, and
+ * multiples of the RAMBlock's page size.
+ *
+ *               anonymous            memfd, hugetlb
+ *   prepare     -                    a second mapping of the file
+ *   fill        UFFDIO_COPY          write through the second mapping
+ *   fill_zero   UFFDIO_ZEROPAGE      allocate a page, they come with zeros
+ *   map         -, @fill did it      UFFDIO_CONTINUE, also of ranges
+ *   finish      -                    unmap
+ */
 typedef struct PostcopyKvmMethods {
     const char *name;
 
@@ -26,27 +37,31 @@ typedef struct PostcopyKvmMethods {
     const char *(*refuse)(RAMBlock *rb);
 
     /*
-     * Get ready to fill pages of @b.  Called with the BQL.  Returns 0, or
-     * -errno.
+     * Get ready to fill pages of @b.  Called with the BQL.  May be NULL.
+     * Returns 0, or -errno.
      */
     int (*prepare)(PostcopyKvmBlock *b);
 
     /*
-     * Give the pages from @offset on the contents @from, or zeros if @from is
-     * NULL, in a way that nobody sees them yet.  Called on any thread, for
-     * a page at most once unless it fails.  Returns 0, or -errno.
+     * Give one page the contents @from, or zeros.  Called on any thread, for a
+     * page at most once unless it fails.  Returns 0, or -errno.
      */
-    int (*fill)(PostcopyKvmBlock *b, ram_addr_t offset, const void *from,
-                size_t len);
+    int (*fill)(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
+                const void *from);
+    int (*fill_zero)(PostcopyKvmBlock *b, int uffd, ram_addr_t offset);
 
     /*
-     * Let host accesses see the pages, which are filled, and wake those who
-     * wait for them in userfaultfd.  Called on any thread, also again for
-     * pages that were mapped before.  Returns 0, or -errno.
+     * Let host accesses see pages that are filled, and wake those who wait for
+     * them in userfaultfd.  Called on any thread, also again for pages that
+     * were mapped before.  NULL if @fill does that: its pages are not put
+     * together to ranges then.  Returns 0, or -errno.
      */
     int (*map)(PostcopyKvmBlock *b, int uffd, ram_addr_t offset, size_t len);
 
-    /* Undo @prepare.  Called by the RCU thread, when nobody uses @b. */
+    /*
+     * Undo @prepare.  Called by the RCU thread, when nobody uses @b.  May be
+     * NULL.
+     */
     void (*finish)(PostcopyKvmBlock *b);
 } PostcopyKvmMethods;
 
@@ -59,21 +74,35 @@ struct PostcopyKvmBlock {
     RAMBlock *rb;
     const PostcopyKvmMethods *methods;
 
-    /* Bitmaps of @pages bits.  postcopy-kvm.c says what they stand for. */
+    /*
+     * Bitmaps of @pages bits, one for each page of @page_size bytes, which is
+     * the RAMBlock's.  postcopy-kvm.c says what they stand for.
+     */
+    size_t page_size;
     unsigned long pages;
     unsigned long *claimed;
     unsigned long *requested;
+    unsigned long *filled;
     unsigned long *present;
 
-    /* memfd: the second mapping, which userfaultfd does not watch */
+    /* Pages that are filled and wait for more, to be mapped at once */
+    QemuMutex run_lock;
+    unsigned long run_first;
+    unsigned long run_pages;
+
+    /*
+     * memfd, hugetlb: the second mapping, which userfaultfd does not watch;
+     * which of its pages have memory; and the page after the last one filled
+     */
     uint8_t *alias;
+    unsigned long *populated;
+    unsigned long next;
 };
 
-/* Pairs with set_bit_atomic(): what was filled is seen, too. */
-static inline bool postcopy_kvm_block_present(PostcopyKvmBlock *b,
-                                              unsigned long page)
+/* Read bit @nr of @map.  Pairs with set_bit_atomic(), as an acquire. */
+static inline bool bitmap_test_acquire(const unsigned long *map, long nr)
 {
-    return qatomic_load_acquire(&b->present[BIT_WORD(page)]) & BIT_MASK(page);
+    return qatomic_load_acquire(&map[BIT_WORD(nr)]) & BIT_MASK(nr);
 }
 
 /* Set bit @nr of @map.  Returns whether it was set before.  A full barrier. */

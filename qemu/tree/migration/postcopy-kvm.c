@@ -13,9 +13,17 @@
  *               sees that the page has arrived, to wake those who wait.
  *   claimed     Somebody fills it.  Set once per page; who comes second drops
  *               its copy, as the guest may have changed the page by then.
- *   present     It is filled and host accesses see it.  After that its bits
- *               in KVM's bitmaps are cleared ("published"), never before: a
- *               vCPU that entered too early would fault again, in userfaultfd.
+ *   filled      Its contents are in place.  If nobody waits for it, that may be
+ *               all for a while: pages that come one after the other are
+ *               mapped together.  Whoever needs one that is only filled takes
+ *               the last step for it, and asks nobody.
+ *   present     Host accesses see it, too.  After that its bits in KVM's
+ *               bitmaps are cleared ("published"), never before: a vCPU that
+ *               entered too early would fault again, in userfaultfd.
+ *
+ * Bits of filled and present are never cleared, and those of claimed only if
+ * filling fails.  Mapping and publishing a page that is filled can be done by
+ * several threads at once, and again.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -43,6 +51,9 @@
 #include "trace.h"
 
 #define POSTCOPY_KVM_SHARDS 64
+
+/* The most that is mapped at once.  Whoever needs one of them does not wait. */
+#define POSTCOPY_KVM_RUN_PAGES 64
 
 /* As in postcopy-blocktime: bucket N counts waits of 2^N to 2^(N+1) us */
 #define POSTCOPY_KVM_BUCKETS 24
@@ -75,6 +86,7 @@ typedef struct PostcopyKvmVcpu {
 
     uint64_t exits;
     uint64_t resolved;
+    uint64_t mapped;
     uint64_t requests;
     uint64_t wait_ns;
     uint64_t latency[POSTCOPY_KVM_BUCKETS];
@@ -109,7 +121,13 @@ static struct {
     bool used;
     MigrationIncomingState *mis;
 
+    /* vCPUs that wait, and since when none does anything else, 0 if one does */
+    int waiting;
+    int64_t all_since;
+    Stat64 all_blocked_ns;
+
     Stat64 pages;
+    Stat64 maps;
     Stat64 uffd_vcpu_faults;
     Stat64 uffd_other_faults;
     strList *fallback;
@@ -125,10 +143,9 @@ uint64_t postcopy_kvm_uffd_mode(RAMBlock *rb)
     return rb->postcopy_kvm ? rb->postcopy_kvm->methods->uffd_mode : 0;
 }
 
-static PostcopyKvmShard *postcopy_kvm_shard(ram_addr_t offset)
+static PostcopyKvmShard *postcopy_kvm_shard(RAMBlock *rb, ram_addr_t offset)
 {
-    return &state.shards[(offset / qemu_target_page_size()) %
-                         POSTCOPY_KVM_SHARDS];
+    return &state.shards[(offset / rb->page_size) % POSTCOPY_KVM_SHARDS];
 }
 
 static PostcopyKvmVcpu *postcopy_kvm_vcpu(CPUState *cpu)
@@ -153,26 +170,24 @@ static void postcopy_kvm_request_done(MigrationIncomingState *mis)
 /*
  * Note that the page is needed, and ask for it unless somebody did.
  *
- * Pairs with postcopy_kvm_arrived().  There, present is set before requested
+ * Pairs with postcopy_kvm_place_page().  There, filled is set before requested
  * is looked at, and here the other way round, so that at least one of the two
  * sees what the other did: no page arrives without its waiters being told.
  *
- * Returns false if the page is in place.  If true, *@ask says whether the
- * caller has to send a request.
+ * Returns false if the page is filled.  If true, *@ask says whether the caller
+ * has to send a request.
  */
-static bool postcopy_kvm_want(PostcopyKvmBlock *b, ram_addr_t offset,
+static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
                               bool *ask)
 {
-    unsigned long page = offset / qemu_target_page_size();
-
     *ask = !bitmap_test_and_set_one_atomic(b->requested, page);
     if (*ask) {
         qatomic_inc(&state.mis->page_requested_count);
     }
 
-    /* Pairs with smp_mb() in postcopy_kvm_arrived() */
+    /* Pairs with smp_mb() in postcopy_kvm_place_page() */
     smp_mb();
-    if (!postcopy_kvm_block_present(b, page)) {
+    if (!bitmap_test_acquire(b->filled, page)) {
         return true;
     }
 
@@ -216,22 +231,81 @@ static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
     }
 }
 
-/* The page at @offset is in place: publish it, wake those who wait for it. */
-static void postcopy_kvm_arrived(MigrationIncomingState *mis,
-                                 PostcopyKvmBlock *b, ram_addr_t offset)
+/* Let everybody see pages that are filled.  Returns 0, or -errno. */
+static int postcopy_kvm_show(PostcopyKvmBlock *b, unsigned long first,
+                             unsigned long nr)
 {
-    unsigned long page = offset / qemu_target_page_size();
+    ram_addr_t offset = first * b->page_size;
+    size_t len = nr * b->page_size;
 
-    set_bit_atomic(page, b->present);
-    kvm_userfault_publish(b->rb, offset, b->rb->page_size);
+    if (b->methods->map) {
+        int ret = b->methods->map(b, state.mis->userfault_fd, offset, len);
 
-    /* Pairs with smp_mb() in postcopy_kvm_want() */
-    smp_mb();
-    if (qatomic_read(&b->requested[BIT_WORD(page)]) & BIT_MASK(page) &&
-        bitmap_test_and_clear_atomic(b->requested, page, 1)) {
-        postcopy_kvm_wake_all(postcopy_kvm_shard(offset), b->rb, offset);
-        postcopy_kvm_request_done(mis);
+        if (ret) {
+            return ret;
+        }
+        stat64_add(&state.maps, 1);
     }
+    bitmap_set_atomic(b->present, first, nr);
+    kvm_userfault_publish(b->rb, offset, len);
+    return 0;
+}
+
+/* Called with b->run_lock.  Pages remain filled if it fails. */
+static int postcopy_kvm_show_run_locked(PostcopyKvmBlock *b)
+{
+    unsigned long nr = b->run_pages;
+
+    b->run_pages = 0;
+    return nr ? postcopy_kvm_show(b, b->run_first, nr) : 0;
+}
+
+/* Nobody waits for this page: show it with those that come after it. */
+static int postcopy_kvm_show_later(PostcopyKvmBlock *b, unsigned long page)
+{
+    int ret = 0;
+
+    QEMU_LOCK_GUARD(&b->run_lock);
+    if (page != b->run_first + b->run_pages) {
+        ret = postcopy_kvm_show_run_locked(b);
+    }
+    if (!b->run_pages) {
+        b->run_first = page;
+    }
+    b->run_pages++;
+    if (!ret && b->run_pages == POSTCOPY_KVM_RUN_PAGES) {
+        ret = postcopy_kvm_show_run_locked(b);
+    }
+    return ret;
+}
+
+/*
+ * Somebody needs a page that is filled.  Take the last steps for it, and for
+ * those that wait with it, unless somebody is at them.
+ */
+static int postcopy_kvm_show_now(PostcopyKvmBlock *b, unsigned long page)
+{
+    int ret = 0;
+
+    if (!qemu_mutex_trylock(&b->run_lock)) {
+        bool in_run = page - b->run_first < b->run_pages;
+
+        if (in_run) {
+            ret = postcopy_kvm_show_run_locked(b);
+        }
+        qemu_mutex_unlock(&b->run_lock);
+        if (in_run) {
+            return ret;
+        }
+    }
+    return postcopy_kvm_show(b, page, 1);
+}
+
+static int postcopy_kvm_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
+                             const void *from)
+{
+    return from ? b->methods->fill(b, uffd, offset, from)
+                : b->methods->fill_zero(b, uffd, offset);
 }
 
 int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
@@ -239,7 +313,7 @@ int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
 {
     PostcopyKvmBlock *b = rb->postcopy_kvm;
     ram_addr_t offset = qemu_ram_block_host_offset(rb, host);
-    unsigned long page = offset / qemu_target_page_size();
+    unsigned long page = offset / b->page_size;
     int ret;
 
     if (bitmap_test_and_set_one_atomic(b->claimed, page)) {
@@ -247,10 +321,7 @@ int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
         return 0;
     }
 
-    ret = b->methods->fill(b, offset, from, rb->page_size);
-    if (!ret) {
-        ret = b->methods->map(b, mis->userfault_fd, offset, rb->page_size);
-    }
+    ret = postcopy_kvm_fill(b, mis->userfault_fd, offset, from);
     if (ret) {
         clear_bit_atomic(page, b->claimed);
         return ret;
@@ -258,10 +329,22 @@ int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
 
     stat64_add(&state.pages, 1);
     ramblock_recv_bitmap_set_range(rb, host,
-                                   rb->page_size / qemu_target_page_size());
-    postcopy_kvm_arrived(mis, b, offset);
+                                   b->page_size / qemu_target_page_size());
     trace_postcopy_kvm_place(rb->idstr, offset, !from);
-    return 0;
+    set_bit_atomic(page, b->filled);
+
+    /* Pairs with smp_mb() in postcopy_kvm_want() */
+    smp_mb();
+    if (!bitmap_test_acquire(b->requested, page) ||
+        !bitmap_test_and_clear_atomic(b->requested, page, 1)) {
+        return b->methods->map ? postcopy_kvm_show_later(b, page)
+                               : postcopy_kvm_show(b, page, 1);
+    }
+
+    ret = postcopy_kvm_show(b, page, 1);
+    postcopy_kvm_wake_all(postcopy_kvm_shard(rb, offset), rb, offset);
+    postcopy_kvm_request_done(mis);
+    return ret;
 }
 
 int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
@@ -270,9 +353,9 @@ int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
     PostcopyKvmBlock *b = rb->postcopy_kvm;
     bool ask;
 
-    if (!postcopy_kvm_want(b, offset, &ask)) {
-        /* E.g. swapped out after it had arrived */
-        return b->methods->map(b, mis->userfault_fd, offset, rb->page_size);
+    if (!postcopy_kvm_want(b, offset / b->page_size, &ask)) {
+        /* Not mapped yet, or e.g. swapped out after it was */
+        return postcopy_kvm_show_now(b, offset / b->page_size);
     }
     return ask ? postcopy_kvm_ask(rb, offset) : 0;
 }
@@ -288,8 +371,7 @@ void postcopy_kvm_resend_requests(MigrationIncomingState *mis)
 
         while (b && (page = find_next_bit(b->requested, b->pages, page)) <
                     b->pages) {
-            migrate_send_rp_message_req_pages(mis, rb,
-                                              page * qemu_target_page_size());
+            migrate_send_rp_message_req_pages(mis, rb, page * b->page_size);
             page++;
         }
     }
@@ -313,25 +395,33 @@ static bool postcopy_kvm_op_owns(RAMBlock *rb)
     return postcopy_kvm_owns(rb);
 }
 
+/* Whether the page at @offset may be absent, which vCPUs then have to ask */
+static bool postcopy_kvm_missing(PostcopyKvmBlock *b, ram_addr_t offset)
+{
+    unsigned long page = offset / b->page_size;
+
+    /* What is beyond the source's RAM will not arrive. */
+    return page < b->pages && !bitmap_test_acquire(b->present, page);
+}
+
 static void postcopy_kvm_op_missing(RAMBlock *rb, ram_addr_t offset,
                                     uint64_t npages, unsigned long *bitmap)
 {
-    PostcopyKvmBlock *b = rb->postcopy_kvm;
-    unsigned long first = offset / qemu_target_page_size();
-    unsigned long nr = first < b->pages ? MIN(npages, b->pages - first) : 0;
+    size_t size = qemu_real_host_page_size();
+    uint64_t i;
 
-    /* What is beyond the source's RAM will not arrive. */
     bitmap_zero(bitmap, npages);
-    if (nr) {
-        bitmap_copy_with_src_offset(bitmap, b->present, first, nr);
-        bitmap_complement(bitmap, bitmap, nr);
+    for (i = 0; i < npages; i++) {
+        if (postcopy_kvm_missing(rb->postcopy_kvm, offset + i * size)) {
+            set_bit(i, bitmap);
+        }
     }
 }
 
 static void postcopy_kvm_queue(PostcopyKvmWaiter *w, RAMBlock *rb,
                                ram_addr_t offset)
 {
-    PostcopyKvmShard *shard = postcopy_kvm_shard(offset);
+    PostcopyKvmShard *shard = postcopy_kvm_shard(rb, offset);
 
     w->rb = rb;
     w->offset = offset;
@@ -344,7 +434,7 @@ static void postcopy_kvm_queue(PostcopyKvmWaiter *w, RAMBlock *rb,
 /* Returns false if @w was woken before. */
 static bool postcopy_kvm_unqueue(PostcopyKvmWaiter *w)
 {
-    PostcopyKvmShard *shard = postcopy_kvm_shard(w->offset);
+    PostcopyKvmShard *shard = postcopy_kvm_shard(w->rb, w->offset);
 
     QEMU_LOCK_GUARD(&shard->lock);
     if (w->ready) {
@@ -366,7 +456,7 @@ static bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, RAMBlock *rb,
     /* First, as whoever sees that the page arrives looks for waiters once. */
     postcopy_kvm_queue(w, rb, offset);
 
-    if (!postcopy_kvm_want(rb->postcopy_kvm, offset, asked)) {
+    if (!postcopy_kvm_want(rb->postcopy_kvm, offset / rb->page_size, asked)) {
         return false;
     }
     if (*asked) {
@@ -381,19 +471,38 @@ static void postcopy_kvm_wake_vcpu(PostcopyKvmWaiter *w)
     qemu_event_set(&container_of(w, PostcopyKvmVcpu, waiter)->event);
 }
 
+/*
+ * The page is filled: take the last steps for it, if they were not taken.  Who
+ * placed it publishes it, too; don't spin until then.
+ */
+static void postcopy_kvm_resolved(PostcopyKvmVcpu *v, PostcopyKvmBlock *b,
+                                  RAMBlock *rb, ram_addr_t offset)
+{
+    if (b && postcopy_kvm_missing(b, offset)) {
+        postcopy_kvm_show_now(b, offset / b->page_size);
+        qatomic_set(&v->mapped, v->mapped + 1);
+    } else {
+        kvm_userfault_publish(rb, offset, rb->page_size);
+        qatomic_set(&v->resolved, v->resolved + 1);
+    }
+    v->since = 0;
+}
+
 static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
                                   ram_addr_t offset)
 {
     PostcopyKvmBlock *b = qatomic_rcu_read(&rb->postcopy_kvm);
     PostcopyKvmVcpu *v = postcopy_kvm_vcpu(cpu);
-    unsigned long page = offset / qemu_target_page_size();
     bool asked;
 
     qatomic_set(&v->exits, v->exits + 1);
+    offset = ROUND_DOWN(offset, rb->page_size);
 
     /* The lock-free way out: the page came while the vCPU was exiting. */
-    if (!b || page >= b->pages || postcopy_kvm_block_present(b, page)) {
-        goto resolved;
+    if (!b || offset / b->page_size >= b->pages ||
+        bitmap_test_acquire(b->filled, offset / b->page_size)) {
+        postcopy_kvm_resolved(v, b, rb, offset);
+        return false;
     }
 
     if (!v->since || v->waiter.rb != rb || v->waiter.offset != offset) {
@@ -401,26 +510,49 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
     }
     if (!postcopy_kvm_wait_for(&v->waiter, rb, offset, &asked)) {
         postcopy_kvm_unqueue(&v->waiter);
-        goto resolved;
+        postcopy_kvm_resolved(v, b, rb, offset);
+        return false;
     }
     qatomic_set(&v->requests, v->requests + asked);
     trace_postcopy_kvm_fault(cpu->cpu_index, rb->idstr, offset, asked);
     return true;
-
-resolved:
-    /* Who placed the page publishes it, too; don't spin until then. */
-    if (b) {
-        kvm_userfault_publish(rb, offset, rb->page_size);
-    }
-    qatomic_set(&v->resolved, v->resolved + 1);
-    v->since = 0;
-    return false;
 }
 
-static bool postcopy_kvm_op_wait(CPUState *cpu)
+/*
+ * Whoever is the last to wait sets all_since, and the first to leave takes it
+ * away.  If these two meet, either the latter sees it, or the former sees that
+ * somebody has left.
+ */
+static void postcopy_kvm_wait_begin(void)
 {
-    PostcopyKvmVcpu *v = postcopy_kvm_vcpu(cpu);
+    int all = MACHINE(qdev_get_machine())->smp.cpus;
 
+    if (qatomic_inc_fetch(&state.waiting) < all) {
+        return;
+    }
+    qatomic_set_mb(&state.all_since, get_clock());
+    if (qatomic_read(&state.waiting) < all) {
+        qatomic_set(&state.all_since, 0);
+    }
+}
+
+static void postcopy_kvm_wait_end(void)
+{
+    int64_t since;
+
+    qatomic_dec(&state.waiting);
+    if (!qatomic_read(&state.all_since)) {
+        return;
+    }
+    since = qatomic_xchg(&state.all_since, 0);
+    if (since) {
+        stat64_add(&state.all_blocked_ns, get_clock() - since);
+    }
+}
+
+/* Returns false if the vCPU has something else to do before. */
+static bool postcopy_kvm_wait_ready(CPUState *cpu, PostcopyKvmVcpu *v)
+{
     while (!qatomic_read(&v->waiter.ready)) {
         qemu_event_reset(&v->event);
         if (qatomic_read(&v->waiter.ready)) {
@@ -434,9 +566,21 @@ static bool postcopy_kvm_op_wait(CPUState *cpu)
         }
         qemu_event_wait(&v->event);
     }
-
-    postcopy_kvm_account(v);
     return true;
+}
+
+static bool postcopy_kvm_op_wait(CPUState *cpu)
+{
+    PostcopyKvmVcpu *v = postcopy_kvm_vcpu(cpu);
+    bool ready;
+
+    postcopy_kvm_wait_begin();
+    ready = postcopy_kvm_wait_ready(cpu, v);
+    postcopy_kvm_wait_end();
+    if (ready) {
+        postcopy_kvm_account(v);
+    }
+    return ready;
 }
 
 static void postcopy_kvm_op_kick(CPUState *cpu)
@@ -587,11 +731,10 @@ static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
 {
     PostcopyKvmRun *r = opaque;
     PostcopyKvmWaiter *w = &r->waiters[r->nr];
-    unsigned long page = offset / qemu_target_page_size();
     bool asked;
 
-    if (page >= rb->postcopy_kvm->pages ||
-        postcopy_kvm_block_present(rb->postcopy_kvm, page)) {
+    offset = ROUND_DOWN(offset, rb->page_size);
+    if (!postcopy_kvm_missing(rb->postcopy_kvm, offset)) {
         return;
     }
 
@@ -599,9 +742,11 @@ static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
     w->opaque = r;
     r->nr++;
     qatomic_inc(&r->left);
-    if (!postcopy_kvm_wait_for(w, rb, offset, &asked) &&
-        postcopy_kvm_unqueue(w)) {
-        postcopy_kvm_run_unref(r);
+    if (!postcopy_kvm_wait_for(w, rb, offset, &asked)) {
+        postcopy_kvm_show_now(rb->postcopy_kvm, offset / rb->page_size);
+        if (postcopy_kvm_unqueue(w)) {
+            postcopy_kvm_run_unref(r);
+        }
     }
 }
 
@@ -642,6 +787,14 @@ void postcopy_kvm_cleanup(MigrationIncomingState *mis)
         return;
     }
 
+    WITH_RCU_READ_LOCK_GUARD() {
+        RAMBLOCK_FOREACH(rb) {
+            if (postcopy_kvm_owns(rb)) {
+                QEMU_LOCK_GUARD(&rb->postcopy_kvm->run_lock);
+                postcopy_kvm_show_run_locked(rb->postcopy_kvm);
+            }
+        }
+    }
     kvm_userfault_stop();
     WITH_RCU_READ_LOCK_GUARD() {
         RAMBLOCK_FOREACH(rb) {
@@ -666,11 +819,40 @@ void postcopy_kvm_count_uffd_fault(uint32_t tid)
     stat64_add(&state.uffd_other_faults, 1);
 }
 
+uint64_t postcopy_kvm_latency(int bucket)
+{
+    uint64_t count = 0;
+    unsigned int i;
+
+    for (i = 0; i < state.nr_vcpus && bucket < POSTCOPY_KVM_BUCKETS; i++) {
+        count += qatomic_read(&state.vcpus[i].latency[bucket]);
+    }
+    return count;
+}
+
+void postcopy_kvm_add_blocktime(int cpu, uint64_t *ns, uint64_t *count)
+{
+    int i;
+
+    if (cpu >= state.nr_vcpus) {
+        return;
+    }
+
+    *ns += qatomic_read(&state.vcpus[cpu].wait_ns);
+    for (i = 0; i < POSTCOPY_KVM_BUCKETS; i++) {
+        *count += qatomic_read(&state.vcpus[cpu].latency[i]);
+    }
+}
+
+uint64_t postcopy_kvm_all_blocked_ns(void)
+{
+    return stat64_get(&state.all_blocked_ns);
+}
+
 void postcopy_kvm_fill_info(MigrationInfo *info)
 {
     PostcopyKvmInfo *kvm;
-    uint64_t latency[POSTCOPY_KVM_BUCKETS] = { 0 };
-    unsigned int i, j;
+    unsigned int i;
 
     if (!state.vcpus) {
         return;
@@ -678,21 +860,21 @@ void postcopy_kvm_fill_info(MigrationInfo *info)
 
     kvm = g_new0(PostcopyKvmInfo, 1);
     kvm->enabled = state.used;
+    kvm->waiting = qatomic_read(&state.waiting);
     for (i = 0; i < state.nr_vcpus; i++) {
         PostcopyKvmVcpu *v = &state.vcpus[i];
 
         kvm->exits += qatomic_read(&v->exits);
         kvm->resolved += qatomic_read(&v->resolved);
+        kvm->mapped += qatomic_read(&v->mapped);
         kvm->requests += qatomic_read(&v->requests);
         kvm->wait_ns += qatomic_read(&v->wait_ns);
-        for (j = 0; j < POSTCOPY_KVM_BUCKETS; j++) {
-            latency[j] += qatomic_read(&v->latency[j]);
-        }
     }
-    for (j = POSTCOPY_KVM_BUCKETS; j > 0; j--) {
-        QAPI_LIST_PREPEND(kvm->latency_dist, latency[j - 1]);
+    for (i = POSTCOPY_KVM_BUCKETS; i > 0; i--) {
+        QAPI_LIST_PREPEND(kvm->latency_dist, postcopy_kvm_latency(i - 1));
     }
     kvm->pages = stat64_get(&state.pages);
+    kvm->maps = stat64_get(&state.maps);
     kvm->uffd_vcpu_faults = stat64_get(&state.uffd_vcpu_faults);
     kvm->uffd_other_faults = stat64_get(&state.uffd_other_faults);
     kvm->fallback = QAPI_CLONE(strList, state.fallback);

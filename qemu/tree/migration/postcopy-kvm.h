@@ -96,6 +96,24 @@ void postcopy_kvm_resend_requests(MigrationIncomingState *mis);
 /* Account a fault that userfaultfd reported, of the thread @tid. */
 void postcopy_kvm_count_uffd_fault(uint32_t tid);
 
+/**
+ * postcopy_kvm_add_blocktime: add the waits of one vCPU
+ *
+ * @cpu: its index
+ * @ns: how long it has waited, in nanoseconds
+ * @count: how often
+ *
+ * Only waits after userfault exits are added: those in userfaultfd are counted
+ * by postcopy-blocktime itself.
+ */
+void postcopy_kvm_add_blocktime(int cpu, uint64_t *ns, uint64_t *count);
+
+/* How many waits of all vCPUs took from 2^@bucket to 2^(@bucket + 1) us. */
+uint64_t postcopy_kvm_latency(int bucket);
+
+/* For how long all vCPUs have waited at once, in nanoseconds. */
+uint64_t postcopy_kvm_all_blocked_ns(void);
+
 /* Fill in @info->kvm_userfault, if there is or was a post-copy migration. */
 void postcopy_kvm_fill_info(MigrationInfo *info);
 

@@ -73,94 +73,147 @@ static void assert_not_used(QTestState *from, QTestState *to, void *opaque)
     g_assert_cmpint(qdict_get_int(kvm, "uffd-vcpu-faults"), >, 0);
 }
 
-static MigrateCommon kvm_args(const char *userfault)
+static void wait_for_waiting_vcpu(QTestState *to)
 {
-    return (MigrateCommon) {
-        .start = {
-            .mem_type = MEM_TYPE_MEMFD,
-            .kvm_userfault = userfault,
-        },
-        .end_hook = g_str_equal(userfault, "off") ? assert_not_used
-                                                  : assert_used,
-    };
+    int64_t waiting;
+
+    do {
+        g_autoptr(QDict) kvm = query_kvm_userfault(to);
+
+        waiting = qdict_get_int(kvm, "waiting");
+        usleep(1000);
+    } while (!waiting);
 }
 
-static void test_postcopy_kvm_auto(void)
+/*
+ * The connection is gone, and the page that the vCPU needs is on the other side.
+ * Commands that need the vCPU to listen get their answers all the same.  They
+ * would be waited for until the test is ended if it did not.
+ */
+static void assert_vcpu_listens(QTestState *from, QTestState *to)
 {
-    MigrateCommon args = kvm_args("auto");
-
-    test_postcopy_common(&args);
+    wait_for_waiting_vcpu(to);
+    qtest_qmp_assert_success(to, "{ 'execute': 'query-cpus-fast' }");
+    qtest_qmp_assert_success(to, "{ 'execute': 'human-monitor-command',"
+                             "  'arguments': {"
+                             "      'command-line': 'info registers -a' } }");
+    qtest_qmp_assert_success(to, "{ 'execute': 'stop' }");
+    qtest_qmp_assert_success(to, "{ 'execute': 'human-monitor-command',"
+                             "  'arguments': {"
+                             "      'command-line': 'info registers -a' } }");
+    qtest_qmp_assert_success(to, "{ 'execute': 'cont' }");
+    wait_for_waiting_vcpu(to);
 }
 
-static void test_postcopy_kvm_on(void)
-{
-    MigrateCommon args = kvm_args("on");
+typedef struct KvmTest {
+    const char *name;
+    MemType mem_type;
+    MigrationCapability cap;    /* beside those of any post-copy; 0: none */
+    bool preempt;
+    bool recovery;
+    MigrateCommon args;
+} KvmTest;
 
-    test_postcopy_common(&args);
+/* Without a setting, userfault=on: the migration fails if it can't be used. */
+static const KvmTest kvm_tests[] = {
+    { "plain", MEM_TYPE_MEMFD, .args.start.kvm_userfault = "auto" },
+    { "required", MEM_TYPE_MEMFD },
+    { "anonymous", MEM_TYPE_ANON },
+    { "hugetlb", MEM_TYPE_HUGETLB },
+    { "dirty-ring", MEM_TYPE_MEMFD, .args.start.use_dirty_ring = true },
+    { "release-ram", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_RELEASE_RAM },
+    { "multifd", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_MULTIFD },
+    { "preempt/plain", MEM_TYPE_MEMFD, .preempt = true },
+    { "preempt/anonymous", MEM_TYPE_ANON, .preempt = true },
+    { "preempt/multifd", MEM_TYPE_MEMFD, .preempt = true,
+      .cap = MIGRATION_CAPABILITY_MULTIFD },
+    { "recovery/plain", MEM_TYPE_MEMFD, .recovery = true },
+    { "recovery/anonymous", MEM_TYPE_ANON, .recovery = true },
+    { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
+    { "recovery/double-failures/handshake", MEM_TYPE_MEMFD, .recovery = true,
+      .args.postcopy_recovery_fail_stage = POSTCOPY_FAIL_RECOVERY },
+    { "recovery/double-failures/reconnect", MEM_TYPE_MEMFD, .recovery = true,
+      .args.postcopy_recovery_fail_stage = POSTCOPY_FAIL_CHANNEL_ESTABLISH },
+    { "recovery/commands", MEM_TYPE_MEMFD, .recovery = true,
+      .args.postcopy_paused_hook = assert_vcpu_listens },
+    { "preempt/recovery/plain", MEM_TYPE_MEMFD, .preempt = true,
+      .recovery = true },
+    { "preempt/recovery/commands", MEM_TYPE_ANON, .preempt = true,
+      .recovery = true, .args.postcopy_paused_hook = assert_vcpu_listens },
+};
+
+static const KvmTest kvm_test_off = {
+    "off", MEM_TYPE_MEMFD,
+    .args = { .start.kvm_userfault = "off", .end_hook = assert_not_used },
+};
+
+static bool have_huge_pages(void)
+{
+    g_autofree char *text = NULL;
+
+    return g_file_get_contents("/sys/kernel/mm/hugepages/hugepages-2048kB/"
+                               "free_hugepages", &text, NULL, NULL) &&
+           /* Two guests of 150 MiB */
+           g_ascii_strtoull(text, NULL, 10) >= 150;
+}
+
+static void run_kvm_test(const KvmTest *test)
+{
+    MigrateCommon args = test->args;
+
+    if (test->mem_type == MEM_TYPE_HUGETLB && !have_huge_pages()) {
+        g_test_skip("needs 150 free huge pages of 2 MiB");
+        return;
+    }
+
+    args.start.mem_type = test->mem_type;
+    args.start.kvm_userfault = args.start.kvm_userfault ?: "on";
+    args.end_hook = args.end_hook ?: assert_used;
+    args.start.caps[MIGRATION_CAPABILITY_POSTCOPY_PREEMPT] = test->preempt;
+    if (test->cap) {
+        args.start.caps[test->cap] = true;
+    }
+
+    if (test->recovery) {
+        test_postcopy_recovery_common(&args);
+    } else {
+        test_postcopy_common(&args);
+    }
+}
+
+#define KVM_TESTS "/migration/postcopy/kvm/"
+
+static void test_postcopy_kvm(void *name)
+{
+    const char *suffix = (const char *)name + strlen(KVM_TESTS);
+    size_t i;
+
+    for (i = 0; i < ARRAY_SIZE(kvm_tests); i++) {
+        if (g_str_equal(suffix, kvm_tests[i].name)) {
+            run_kvm_test(&kvm_tests[i]);
+            return;
+        }
+    }
+    g_assert_not_reached();
 }
 
 static void test_postcopy_kvm_off(void)
 {
-    MigrateCommon args = kvm_args("off");
-
-    test_postcopy_common(&args);
-}
-
-/* A type of memory that is not covered is served by userfaultfd. */
-static void test_postcopy_kvm_anonymous(void)
-{
-    MigrateCommon args = kvm_args("on");
-
-    args.start.mem_type = MEM_TYPE_ANON;
-    args.end_hook = assert_not_used;
-    test_postcopy_common(&args);
-}
-
-static void test_postcopy_kvm_preempt(void)
-{
-    MigrateCommon args = kvm_args("on");
-
-    args.start.caps[MIGRATION_CAPABILITY_POSTCOPY_PREEMPT] = true;
-    test_postcopy_common(&args);
-}
-
-static void test_postcopy_kvm_recovery(void)
-{
-    MigrateCommon args = kvm_args("on");
-
-    test_postcopy_recovery_common(&args);
-}
-
-static void test_postcopy_kvm_preempt_recovery(void)
-{
-    MigrateCommon args = kvm_args("on");
-
-    args.start.caps[MIGRATION_CAPABILITY_POSTCOPY_PREEMPT] = true;
-    test_postcopy_recovery_common(&args);
+    run_kvm_test(&kvm_test_off);
 }
 
 void migration_test_add_postcopy_kvm(MigrationTestEnv *env)
 {
+    size_t i;
+
     if (!env->has_kvm || !env->has_uffd) {
         return;
     }
 
-    migration_test_add("/migration/postcopy/kvm/off", test_postcopy_kvm_off);
+    migration_test_add(KVM_TESTS "off", test_postcopy_kvm_off);
 
-    if (!kvm_userfault_supported()) {
-        return;
+    for (i = 0; kvm_userfault_supported() && i < ARRAY_SIZE(kvm_tests); i++) {
+        migration_test_add_suffix(KVM_TESTS, kvm_tests[i].name,
+                                  test_postcopy_kvm);
     }
-
-    migration_test_add("/migration/postcopy/kvm/plain",
-                       test_postcopy_kvm_auto);
-    migration_test_add("/migration/postcopy/kvm/required",
-                       test_postcopy_kvm_on);
-    migration_test_add("/migration/postcopy/kvm/anonymous",
-                       test_postcopy_kvm_anonymous);
-    migration_test_add("/migration/postcopy/kvm/preempt/plain",
-                       test_postcopy_kvm_preempt);
-    migration_test_add("/migration/postcopy/kvm/recovery/plain",
-                       test_postcopy_kvm_recovery);
-    migration_test_add("/migration/postcopy/kvm/preempt/recovery/plain",
-                       test_postcopy_kvm_preempt_recovery);
 }
