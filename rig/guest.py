@@ -57,10 +57,10 @@ def qemu_command(scenario, incoming):
     one process outside holds all the strings.
     """
     command = [
-        str(TOP / 'rig/qemu-job'), str(scenario.delay_us),
+        str(TOP / 'rig/qemu-job'), str(scenario.delay_us), str(scenario.runs),
         str(scenario.qemu), '-name', 'guest,debug-threads=on', '-nodefaults', '-no-user-config', '-no-reboot',
         '-display', 'none', '-L', str(scenario.firmware),
-        '-accel', accel(scenario, incoming), '-cpu', scenario.guest_cpu,
+        '-accel', accel(scenario), '-cpu', scenario.guest_cpu,
         '-M', 'q35', *memory_arguments(scenario), '-smp', str(scenario.vcpus),
         '-kernel', str(scenario.guest_kernel),
         '-initrd', str(scenario.initramfs),
@@ -77,9 +77,9 @@ def qemu_command(scenario, incoming):
     return command + (['-incoming', 'defer'] if incoming else [])
 
 
-def accel(scenario, incoming):
-    """userfault= is the destination's affair, and not every QEMU's."""
-    if incoming and scenario.userfault_known:
+def accel(scenario):
+    """userfault= matters on a destination only, and not every QEMU knows it."""
+    if scenario.userfault_known:
         return f'kvm,userfault={scenario.userfault}'
     return 'kvm'
 
@@ -124,13 +124,13 @@ class GuestFeed:
         """Give the guest a command, by the port of the host it is on."""
         self._sockets[name].sendall(command.encode() + b'\n')
 
-    def wait_for(self, event, timeout, check=lambda: None):
-        """The first message of that kind from now on; Timeout without one.
+    def wait_for(self, event, timeout, check=lambda: None, seen=0):
+        """The first message of that kind; Timeout without one.
 
-        check is called now and then, to raise what makes waiting pointless.
+        check is called now and then, to raise what makes waiting pointless. The
+        first so many reports that have been seen do not count.
         """
         end = time.monotonic() + timeout
-        seen = 0
         while time.monotonic() < end:
             check()
             with self._arrived:

@@ -17,7 +17,7 @@ from monitor import Monitor, MonitorError, accel_properties
 from vhost import TOP, Options, VirtualHost, pair_options
 
 PORT = 4444
-DESTINATION = '10.77.0.2'
+ADDRESSES = {'a': '10.77.0.1', 'b': '10.77.0.2'}
 SAMPLE_INTERVAL = 0.1
 TICKS = 100     # per second, in /proc/PID/stat
 ENDED = ('completed', 'failed', 'cancelled')
@@ -51,6 +51,7 @@ class Scenario:
     append: str = ''                # of the hosts' kernel command lines
     trace: tuple = ()               # trace events of the guest's QEMUs
     logs: Path = TOP / 'build/rig'
+    runs: int = 1                   # of QEMU on each host, see qemu-job
     userfault_known: bool = False   # set by Migration: -accel kvm,userfault=
 
     def __post_init__(self):
@@ -111,11 +112,17 @@ def cpu_seconds(log):
 
 
 class Migration:
-    """One run of a scenario; use once. run() returns the raw results."""
+    """One run of a scenario; use once. run() returns the raw results.
+
+    The guest moves from self.source to self.destination, which are names of
+    hosts.
+    """
 
     def __init__(self, scenario, progress):
         self.scenario = scenario
         self.progress = progress
+        self.source, self.destination = 'a', 'b'
+        self.port = PORT
         self.feed = GuestFeed()
         self.hosts = {}
         self.monitors = {}
@@ -135,18 +142,21 @@ class Migration:
             stack.callback(self.feed.save, scenario.logs / 'guest.jsonl')
             try:
                 self._boot(stack)
-                self._prepare()
                 self._fill()
-                self._measure('before')
-                self._migrate()
-                self._measure('after')
-                self._verify()
-                self._quit()
+                self._work()
             except (MonitorError, OSError) as error:
                 self._check_hosts()     # a dead host explains it better
                 raise RigError(f'{error}\n{self._log_names()}') from error
         self._check_logs()
         return self
+
+    def _work(self):
+        """What is done with a guest that is at work on the source."""
+        self._measure('before')
+        self._migrate()
+        self._measure('after')
+        self._verify()
+        self._quit()
 
     def _check_qemu(self):
         scenario = self.scenario
@@ -170,11 +180,16 @@ class Migration:
                 VirtualHost(options, command, log.write))
         for name, host in self.hosts.items():
             self.feed.listen(name, host.sockets['guest'])
-        for name, host in self.hosts.items():
-            self._await_greeting(name, host.sockets['qmp'])
-            monitor = Monitor(f'QEMU on {name}', host.sockets['qmp'])
-            self.monitors[name] = monitor
-            stack.callback(monitor.close)
+        for name in self.hosts:
+            self._connect(name)
+        stack.callback(lambda: [m.close() for m in self.monitors.values()])
+
+    def _connect(self, name):
+        """Get hold of a QEMU that has been started, and prepare it."""
+        sock = self.hosts[name].sockets['qmp']
+        self._await_greeting(name, sock)
+        self.monitors[name] = Monitor(f'QEMU on {name}', sock)
+        self._prepare(self.monitors[name])
 
     def _await_greeting(self, name, sock):
         end = time.monotonic() + self.scenario.timeout
@@ -184,18 +199,20 @@ class Migration:
                 raise Timeout(f'no QMP greeting from host {name}',
                               self.hosts[name].options.log)
 
-    def _prepare(self):
+    def _prepare(self, monitor):
         capabilities = ['postcopy-ram', 'postcopy-blocktime', 'events']
         if self.scenario.preempt:
             capabilities.append('postcopy-preempt')
         limit = self.scenario.bandwidth_mib << 20
-        for monitor in self.monitors.values():
-            monitor('migrate-set-capabilities', capabilities=[
-                {'capability': name, 'state': True} for name in capabilities])
-            monitor('migrate-set-parameters', max_postcopy_bandwidth=limit,
-                    max_bandwidth=limit or 1 << 40)
-        self.monitors['b']('migrate-incoming',
-                           uri=f'tcp:{DESTINATION}:{PORT}')
+        monitor('migrate-set-capabilities', capabilities=[
+            {'capability': name, 'state': True} for name in capabilities])
+        monitor('migrate-set-parameters', max_postcopy_bandwidth=limit,
+                max_bandwidth=limit or 1 << 40)
+
+    def _uri(self):
+        """Where the destination listens: at another port each time."""
+        self.port += 1
+        return f'tcp:{ADDRESSES[self.destination]}:{self.port}'
 
     def _fill(self):
         self.progress.step('booting the guest on a, filling its memory')
@@ -220,7 +237,9 @@ class Migration:
     def _migrate(self):
         self.progress.step(f'migrating, userfault={self.scenario.userfault}')
         self._mark('start')
-        self.monitors['a']('migrate', uri=f'tcp:{DESTINATION}:{PORT}')
+        uri = self._uri()
+        self.monitors[self.destination]('migrate-incoming', uri=uri)
+        self.monitors[self.source]('migrate', uri=uri)
         end = time.monotonic() + self.scenario.timeout
         while not self._sample():
             if time.monotonic() > end:
@@ -230,14 +249,15 @@ class Migration:
                               + self._log_names())
             time.sleep(SAMPLE_INTERVAL)
         self._mark('end')
-        self.raw['source'] = self.monitors['a']('query-migrate')
-        self.raw['destination'] = self.monitors['b']('query-migrate')
+        self.raw['source'] = self.monitors[self.source]('query-migrate')
+        self.raw['destination'] = self.monitors[self.destination](
+            'query-migrate')
 
     def _sample(self):
         """Take one sample and act on it. True once both sides completed."""
-        source = self.monitors['a']('query-migrate')
+        source = self.monitors[self.source]('query-migrate')
         self._start_postcopy(source)
-        destination = self.monitors['b']('query-migrate')
+        destination = self.monitors[self.destination]('query-migrate')
         self._check_hosts()
         sample = self._make_sample(source, destination)
         self.samples.append(sample)
@@ -256,7 +276,7 @@ class Migration:
         ram = source.get('ram', {})
         sent = ram.get('total', 0) - ram.get('remaining', 0)
         if sent * 100 >= self.scenario.precopy_percent * ram.get('total', 1):
-            self.monitors['a']('migrate-start-postcopy')
+            self.monitors[self.source]('migrate-start-postcopy')
             self._mark('postcopy')
 
     def _make_sample(self, source, destination):
@@ -294,9 +314,10 @@ class Migration:
 
     def _verify(self):
         self.progress.step('verifying every page')
-        self.feed.send('b', 'verify')
+        seen = len(self.feed.reports)
+        self.feed.send(self.destination, 'verify')
         self.raw['verified'] = self.feed.wait_for(
-            'verified', self.scenario.timeout, self._check_hosts)
+            'verified', self.scenario.timeout, self._check_hosts, seen)
         self.feed.check_monotonic()
 
     def _quit(self):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -28,9 +29,14 @@ class Monitor:
     """One QMP connection. Any failure of it is a MonitorError."""
 
     def __init__(self, name, sock, timeout=60):
-        """Greets the QEMU at the other end, waiting for it to start."""
+        """Greets the QEMU at the other end, waiting for it to start.
+
+        The socket remains the caller's. What an earlier QEMU there has said
+        last is passed over.
+        """
         self.name = name
-        self._client = _protocol()(sock)
+        skip_to_greeting(sock)
+        self._client = _protocol()(sock.dup())
         self._call('connect', self._client.connect)
         self._client.settimeout(timeout)
 
@@ -56,6 +62,18 @@ class Monitor:
             self._client.close()
         except Exception:       # the other end is gone, in whatever way
             pass
+
+
+def skip_to_greeting(sock):
+    """Leave nothing in the socket before QMP's greeting, which is there."""
+    while True:
+        text = sock.recv(1 << 16, socket.MSG_PEEK)
+        start = text.find(b'{"QMP"')
+        if start < 0:
+            raise MonitorError(f'no QMP greeting, but: {text[:200]!r}')
+        if start == 0:
+            return
+        sock.recv(start)
 
 
 class MonitorError(RigError):
