@@ -9,6 +9,9 @@ SIZE = 512
 TOUCHED = 256
 # Of "make bench-kernel": x86 or arm64.
 ARCH = x86
+# Of "make soak": how long, and --resume to count on from the last time.
+MINUTES = 10
+RESUME =
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -71,6 +74,11 @@ bench-migrate: ready
 	@ninja -C build demo-parts
 	@tests/bench-migrate
 
+#: make soak       migrate back and forth and disturb it [MINUTES=10] [RESUME=--resume]
+soak: ready
+	@ninja -C build demo-parts
+	@tests/soak --minutes $(MINUTES) $(RESUME)
+
 #: make clean      remove what was built, keep the prepared sources
 clean:
 	rm -rf build/*/obj* build/linux/headers* build/selftests* build/guest \
@@ -81,4 +89,4 @@ distclean:
 	scripts/distclean
 
 .PHONY: help deps configure ready all demo check check-debug check-kvm check-pages \
-	bench-kernel bench-migrate clean distclean
+	bench-kernel bench-migrate soak clean distclean
