@@ -141,6 +141,13 @@ class GuestFeed:
                 self._arrived.wait(0.5)
         raise Timeout(f'the guest did not report "{event}" in {timeout:g} s')
 
+    def forget_before(self, event):
+        """What came before the newest such report is of a guest that is no more."""
+        with self._arrived:
+            while self.reports[0][1]['event'] != event or any(
+                    message['event'] == event for _, message in self.reports[1:]):
+                del self.reports[0]
+
     def save(self, path):
         """Write all reports, with the moments of their arrival."""
         path.write_text(''.join(f'{json.dumps([when, message])}\n'

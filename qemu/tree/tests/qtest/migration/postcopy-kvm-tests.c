@@ -105,6 +105,51 @@ static void assert_vcpu_listens(QTestState *from, QTestState *to)
     wait_for_waiting_vcpu(to);
 }
 
+#define HUGE_PAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/"
+
+static uint64_t huge_pages(const char *which)
+{
+    g_autofree char *path = g_strconcat(HUGE_PAGES, which, NULL);
+    g_autofree char *text = NULL;
+
+    return g_file_get_contents(path, &text, NULL, NULL) ?
+           g_ascii_strtoull(text, NULL, 10) : 0;
+}
+
+static void set_huge_pages(uint64_t nr)
+{
+    g_autofree char *text = g_strdup_printf("%" PRIu64 "\n", nr);
+    int fd = open(HUGE_PAGES "nr_hugepages", O_WRONLY);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(write(fd, text, strlen(text)), ==, strlen(text));
+    close(fd);
+}
+
+/*
+ * There is memory for a few pages only, when the migration is resumed.  It
+ * pauses again, and the caller resumes it when there is enough.
+ */
+static void run_out_of_memory(QTestState *from, QTestState *to)
+{
+    g_autofree char *uri = g_strdup_printf("unix:%s/migsocket-no-memory",
+                                           migration_get_env()->tmpfs);
+    uint64_t nr = huge_pages("nr_hugepages");
+
+    migration_event_wait(to, "postcopy-paused");
+    set_huge_pages(nr - huge_pages("free_hugepages") + 10);
+
+    migrate_recover(to, uri);
+    migrate_qmp(from, to, uri, NULL, "{'resume': true}");
+    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 0);
+    migration_event_wait(to, "postcopy-recover");
+    migration_event_wait(to, "postcopy-paused");
+    wait_for_migration_status(from, "postcopy-paused",
+                              (const char *[]) { "failed", "completed", NULL });
+
+    set_huge_pages(nr);
+}
+
 typedef struct KvmTest {
     const char *name;
     MemType mem_type;
@@ -136,6 +181,8 @@ static const KvmTest kvm_tests[] = {
       .args.postcopy_recovery_fail_stage = POSTCOPY_FAIL_CHANNEL_ESTABLISH },
     { "recovery/commands", MEM_TYPE_MEMFD, .recovery = true,
       .args.postcopy_paused_hook = assert_vcpu_listens },
+    { "recovery/no-memory", MEM_TYPE_HUGETLB, .recovery = true,
+      .args.postcopy_paused_hook = run_out_of_memory },
     { "preempt/recovery/plain", MEM_TYPE_MEMFD, .preempt = true,
       .recovery = true },
     { "preempt/recovery/commands", MEM_TYPE_ANON, .preempt = true,
@@ -147,21 +194,13 @@ static const KvmTest kvm_test_off = {
     .args = { .start.kvm_userfault = "off", .end_hook = assert_not_used },
 };
 
-static bool have_huge_pages(void)
-{
-    g_autofree char *text = NULL;
-
-    return g_file_get_contents("/sys/kernel/mm/hugepages/hugepages-2048kB/"
-                               "free_hugepages", &text, NULL, NULL) &&
-           /* Two guests of 150 MiB */
-           g_ascii_strtoull(text, NULL, 10) >= 150;
-}
-
 static void run_kvm_test(const KvmTest *test)
 {
     MigrateCommon args = test->args;
 
-    if (test->mem_type == MEM_TYPE_HUGETLB && !have_huge_pages()) {
+    /* Two guests of 150 MiB */
+    if (test->mem_type == MEM_TYPE_HUGETLB &&
+        huge_pages("free_hugepages") < 150) {
         g_test_skip("needs 150 free huge pages of 2 MiB");
         return;
     }
