@@ -6,25 +6,6 @@
  * until whoever reads the stream has put it in place, and enters the guest
  * again.  userfaultfd still traps the accesses of everybody else.
  *
- * A page goes through these states, each kept in a bitmap of its RAMBlock:
- *
- *   requested   Somebody asked for it.  Set once per page, so that one request
- *               is in flight however many vCPUs wait.  Cleared by whoever
- *               sees that the page has arrived, to wake those who wait.
- *   claimed     Somebody fills it.  Set once per page; who comes second drops
- *               its copy, as the guest may have changed the page by then.
- *   filled      Its contents are in place.  If nobody waits for it, that may be
- *               all for a while: pages that come one after the other are
- *               mapped together.  Whoever needs one that is only filled takes
- *               the last step for it, and asks nobody.
- *   present     Host accesses see it, too.  After that its bits in KVM's
- *               bitmaps are cleared ("published"), never before: a vCPU that
- *               entered too early would fault again, in userfaultfd.
- *
- * Bits of filled and present are never cleared, and those of claimed only if
- * filling fails.  Mapping and publishing a page that is filled can be done by
- * several threads at once, and again.
- *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -36,42 +17,21 @@
 #include "qemu/stats64.h"
 #include "qemu/thread.h"
 #include "qemu/timer.h"
-#include "qemu/userfaultfd.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-builtin-visit.h"
 #include "qapi/qapi-types-migration.h"
-#include "exec/target_page.h"
 #include "hw/boards.h"
 #include "hw/core/cpu.h"
 #include "system/kvm-userfault.h"
 #include "postcopy-kvm.h"
 #include "postcopy-kvm-mem.h"
+#include "postcopy-kvm-page.h"
 #include "ram.h"
 #include "trace.h"
 
-#define POSTCOPY_KVM_SHARDS 64
-
-/* The most that is mapped at once.  Whoever needs one of them does not wait. */
-#define POSTCOPY_KVM_RUN_PAGES 64
-
 /* As in postcopy-blocktime: bucket N counts waits of 2^N to 2^(N+1) us */
 #define POSTCOPY_KVM_BUCKETS 24
-
-/*
- * Somebody who waits for a page, or did last.  In the list of the page's shard
- * until @ready, both of which change with the shard's lock.
- */
-typedef struct PostcopyKvmWaiter {
-    RAMBlock *rb;
-    ram_addr_t offset;
-    /* The page has arrived, or never will; set just before @wake is called */
-    bool ready;
-    /* Called on any thread, with the shard's lock; may free @w */
-    void (*wake)(struct PostcopyKvmWaiter *w);
-    void *opaque;
-    QLIST_ENTRY(PostcopyKvmWaiter) next;
-} PostcopyKvmWaiter;
 
 /*
  * One per vCPU.  Except for @event and @waiter, used by the vCPU's own thread
@@ -92,12 +52,6 @@ typedef struct PostcopyKvmVcpu {
     uint64_t latency[POSTCOPY_KVM_BUCKETS];
 } PostcopyKvmVcpu;
 
-/* Those who wait for one of the pages whose number hashes to this. */
-typedef struct PostcopyKvmShard {
-    QemuMutex lock;
-    QLIST_HEAD(, PostcopyKvmWaiter) waiters;
-} PostcopyKvmShard;
-
 /* The start of the guest waits for some pages. */
 typedef struct PostcopyKvmRun {
     QEMUBHFunc *run;
@@ -115,19 +69,15 @@ static struct {
      */
     PostcopyKvmVcpu *vcpus;
     unsigned int nr_vcpus;
-    PostcopyKvmShard shards[POSTCOPY_KVM_SHARDS];
 
     bool active;
     bool used;
-    MigrationIncomingState *mis;
 
     /* vCPUs that wait, and since when none does anything else, 0 if one does */
     int waiting;
     int64_t all_since;
     Stat64 all_blocked_ns;
 
-    Stat64 pages;
-    Stat64 maps;
     Stat64 uffd_vcpu_faults;
     Stat64 uffd_other_faults;
     strList *fallback;
@@ -143,238 +93,10 @@ uint64_t postcopy_kvm_uffd_mode(RAMBlock *rb)
     return rb->postcopy_kvm ? rb->postcopy_kvm->methods->uffd_mode : 0;
 }
 
-static PostcopyKvmShard *postcopy_kvm_shard(RAMBlock *rb, ram_addr_t offset)
-{
-    return &state.shards[(offset / rb->page_size) % POSTCOPY_KVM_SHARDS];
-}
-
 static PostcopyKvmVcpu *postcopy_kvm_vcpu(CPUState *cpu)
 {
     assert(cpu->cpu_index < state.nr_vcpus);
     return &state.vcpus[cpu->cpu_index];
-}
-
-/* One page less is on its way.  See postcopy_ram_incoming_cleanup(). */
-static void postcopy_kvm_request_done(MigrationIncomingState *mis)
-{
-    int left = qatomic_dec_fetch(&mis->page_requested_count);
-
-    /* Order the update of count and read of preempt status */
-    smp_mb();
-    if (mis->preempt_thread_status == PREEMPT_THREAD_QUIT && left == 0) {
-        QEMU_LOCK_GUARD(&mis->page_request_mutex);
-        qemu_cond_signal(&mis->page_request_cond);
-    }
-}
-
-/*
- * Note that the page is needed, and ask for it unless somebody did.
- *
- * Pairs with postcopy_kvm_place_page().  There, filled is set before requested
- * is looked at, and here the other way round, so that at least one of the two
- * sees what the other did: no page arrives without its waiters being told.
- *
- * Returns false if the page is filled.  If true, *@ask says whether the caller
- * has to send a request.
- */
-static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
-                              bool *ask)
-{
-    *ask = !bitmap_test_and_set_one_atomic(b->requested, page);
-    if (*ask) {
-        qatomic_inc(&state.mis->page_requested_count);
-    }
-
-    /* Pairs with smp_mb() in postcopy_kvm_place_page() */
-    smp_mb();
-    if (!bitmap_test_acquire(b->filled, page)) {
-        return true;
-    }
-
-    if (bitmap_test_and_clear_atomic(b->requested, page, 1)) {
-        postcopy_kvm_request_done(state.mis);
-    }
-    return false;
-}
-
-/* Returns 0, or non-zero if there is no connection to the source. */
-static int postcopy_kvm_ask(RAMBlock *rb, ram_addr_t offset)
-{
-    MigrationIncomingState *mis = state.mis;
-
-    /* There is nothing to wait for on the source, it has no such page. */
-    if (ramblock_page_is_discarded(rb, offset)) {
-        return postcopy_kvm_place_page(mis, rb, rb->host + offset, NULL);
-    }
-
-    return migrate_send_rp_message_req_pages(mis, rb, offset);
-}
-
-/* Called with the lock of the shard that @w is in. */
-static void postcopy_kvm_wake(PostcopyKvmWaiter *w)
-{
-    QLIST_REMOVE(w, next);
-    qatomic_set(&w->ready, true);
-    w->wake(w);
-}
-
-static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
-                                  ram_addr_t offset)
-{
-    PostcopyKvmWaiter *w, *next;
-
-    QEMU_LOCK_GUARD(&shard->lock);
-    QLIST_FOREACH_SAFE(w, &shard->waiters, next, next) {
-        if (w->rb == rb && w->offset == offset) {
-            postcopy_kvm_wake(w);
-        }
-    }
-}
-
-/* Let everybody see pages that are filled.  Returns 0, or -errno. */
-static int postcopy_kvm_show(PostcopyKvmBlock *b, unsigned long first,
-                             unsigned long nr)
-{
-    ram_addr_t offset = first * b->page_size;
-    size_t len = nr * b->page_size;
-
-    if (b->methods->map) {
-        int ret = b->methods->map(b, state.mis->userfault_fd, offset, len);
-
-        if (ret) {
-            return ret;
-        }
-        stat64_add(&state.maps, 1);
-    }
-    bitmap_set_atomic(b->present, first, nr);
-    kvm_userfault_publish(b->rb, offset, len);
-    return 0;
-}
-
-/* Called with b->run_lock.  Pages remain filled if it fails. */
-static int postcopy_kvm_show_run_locked(PostcopyKvmBlock *b)
-{
-    unsigned long nr = b->run_pages;
-
-    b->run_pages = 0;
-    return nr ? postcopy_kvm_show(b, b->run_first, nr) : 0;
-}
-
-/* Nobody waits for this page: show it with those that come after it. */
-static int postcopy_kvm_show_later(PostcopyKvmBlock *b, unsigned long page)
-{
-    int ret = 0;
-
-    QEMU_LOCK_GUARD(&b->run_lock);
-    if (page != b->run_first + b->run_pages) {
-        ret = postcopy_kvm_show_run_locked(b);
-    }
-    if (!b->run_pages) {
-        b->run_first = page;
-    }
-    b->run_pages++;
-    if (!ret && b->run_pages == POSTCOPY_KVM_RUN_PAGES) {
-        ret = postcopy_kvm_show_run_locked(b);
-    }
-    return ret;
-}
-
-/*
- * Somebody needs a page that is filled.  Take the last steps for it, and for
- * those that wait with it, unless somebody is at them.
- */
-static int postcopy_kvm_show_now(PostcopyKvmBlock *b, unsigned long page)
-{
-    int ret = 0;
-
-    if (!qemu_mutex_trylock(&b->run_lock)) {
-        bool in_run = page - b->run_first < b->run_pages;
-
-        if (in_run) {
-            ret = postcopy_kvm_show_run_locked(b);
-        }
-        qemu_mutex_unlock(&b->run_lock);
-        if (in_run) {
-            return ret;
-        }
-    }
-    return postcopy_kvm_show(b, page, 1);
-}
-
-static int postcopy_kvm_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
-                             const void *from)
-{
-    return from ? b->methods->fill(b, uffd, offset, from)
-                : b->methods->fill_zero(b, uffd, offset);
-}
-
-int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
-                            void *host, const void *from)
-{
-    PostcopyKvmBlock *b = rb->postcopy_kvm;
-    ram_addr_t offset = qemu_ram_block_host_offset(rb, host);
-    unsigned long page = offset / b->page_size;
-    int ret;
-
-    if (bitmap_test_and_set_one_atomic(b->claimed, page)) {
-        trace_postcopy_kvm_duplicate(rb->idstr, offset);
-        return 0;
-    }
-
-    ret = postcopy_kvm_fill(b, mis->userfault_fd, offset, from);
-    if (ret) {
-        clear_bit_atomic(page, b->claimed);
-        return ret;
-    }
-
-    stat64_add(&state.pages, 1);
-    ramblock_recv_bitmap_set_range(rb, host,
-                                   b->page_size / qemu_target_page_size());
-    trace_postcopy_kvm_place(rb->idstr, offset, !from);
-    set_bit_atomic(page, b->filled);
-
-    /* Pairs with smp_mb() in postcopy_kvm_want() */
-    smp_mb();
-    if (!bitmap_test_acquire(b->requested, page) ||
-        !bitmap_test_and_clear_atomic(b->requested, page, 1)) {
-        return b->methods->map ? postcopy_kvm_show_later(b, page)
-                               : postcopy_kvm_show(b, page, 1);
-    }
-
-    ret = postcopy_kvm_show(b, page, 1);
-    postcopy_kvm_wake_all(postcopy_kvm_shard(rb, offset), rb, offset);
-    postcopy_kvm_request_done(mis);
-    return ret;
-}
-
-int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
-                              ram_addr_t offset)
-{
-    PostcopyKvmBlock *b = rb->postcopy_kvm;
-    bool ask;
-
-    if (!postcopy_kvm_want(b, offset / b->page_size, &ask)) {
-        /* Not mapped yet, or e.g. swapped out after it was */
-        return postcopy_kvm_show_now(b, offset / b->page_size);
-    }
-    return ask ? postcopy_kvm_ask(rb, offset) : 0;
-}
-
-void postcopy_kvm_resend_requests(MigrationIncomingState *mis)
-{
-    RAMBlock *rb;
-
-    RCU_READ_LOCK_GUARD();
-    RAMBLOCK_FOREACH(rb) {
-        PostcopyKvmBlock *b = rb->postcopy_kvm;
-        unsigned long page = 0;
-
-        while (b && (page = find_next_bit(b->requested, b->pages, page)) <
-                    b->pages) {
-            migrate_send_rp_message_req_pages(mis, rb, page * b->page_size);
-            page++;
-        }
-    }
 }
 
 /* A wait of the vCPU is over. */
@@ -395,15 +117,6 @@ static bool postcopy_kvm_op_owns(RAMBlock *rb)
     return postcopy_kvm_owns(rb);
 }
 
-/* Whether the page at @offset may be absent, which vCPUs then have to ask */
-static bool postcopy_kvm_missing(PostcopyKvmBlock *b, ram_addr_t offset)
-{
-    unsigned long page = offset / b->page_size;
-
-    /* What is beyond the source's RAM will not arrive. */
-    return page < b->pages && !bitmap_test_acquire(b->present, page);
-}
-
 static void postcopy_kvm_op_missing(RAMBlock *rb, ram_addr_t offset,
                                     uint64_t npages, unsigned long *bitmap)
 {
@@ -416,54 +129,6 @@ static void postcopy_kvm_op_missing(RAMBlock *rb, ram_addr_t offset,
             set_bit(i, bitmap);
         }
     }
-}
-
-static void postcopy_kvm_queue(PostcopyKvmWaiter *w, RAMBlock *rb,
-                               ram_addr_t offset)
-{
-    PostcopyKvmShard *shard = postcopy_kvm_shard(rb, offset);
-
-    w->rb = rb;
-    w->offset = offset;
-    qatomic_set(&w->ready, false);
-
-    QEMU_LOCK_GUARD(&shard->lock);
-    QLIST_INSERT_HEAD(&shard->waiters, w, next);
-}
-
-/* Returns false if @w was woken before. */
-static bool postcopy_kvm_unqueue(PostcopyKvmWaiter *w)
-{
-    PostcopyKvmShard *shard = postcopy_kvm_shard(w->rb, w->offset);
-
-    QEMU_LOCK_GUARD(&shard->lock);
-    if (w->ready) {
-        return false;
-    }
-    QLIST_REMOVE(w, next);
-    w->ready = true;
-    return true;
-}
-
-/*
- * Let @w wait for a page, and ask the source for it unless somebody did, which
- * *@asked tells.  Returns false if the page is in place; @w may have been
- * woken nevertheless.
- */
-static bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, RAMBlock *rb,
-                                  ram_addr_t offset, bool *asked)
-{
-    /* First, as whoever sees that the page arrives looks for waiters once. */
-    postcopy_kvm_queue(w, rb, offset);
-
-    if (!postcopy_kvm_want(rb->postcopy_kvm, offset / rb->page_size, asked)) {
-        return false;
-    }
-    if (*asked) {
-        /* If it can't be sent, it will be after the recovery. */
-        postcopy_kvm_ask(rb, offset);
-    }
-    return true;
 }
 
 static void postcopy_kvm_wake_vcpu(PostcopyKvmWaiter *w)
@@ -603,25 +268,38 @@ bool postcopy_kvm_supported(Error **errp)
     return kvm_userfault_supported(&available, errp);
 }
 
+/* A destination may try again after a migration that failed. */
+static void postcopy_kvm_reset_counts(void)
+{
+    unsigned int i;
+
+    for (i = 0; i < state.nr_vcpus; i++) {
+        PostcopyKvmVcpu *v = &state.vcpus[i];
+
+        v->exits = v->resolved = v->mapped = v->requests = v->wait_ns = 0;
+        memset(v->latency, 0, sizeof(v->latency));
+    }
+    stat64_init(&state.all_blocked_ns, 0);
+    stat64_init(&state.uffd_vcpu_faults, 0);
+    stat64_init(&state.uffd_other_faults, 0);
+    g_clear_pointer(&state.fallback, qapi_free_strList);
+    state.used = false;
+}
+
 static void postcopy_kvm_init_state(MigrationIncomingState *mis)
 {
     unsigned int i;
 
-    state.mis = mis;
-    if (state.vcpus) {
-        return;
+    postcopy_kvm_pages_init(mis);
+    if (!state.vcpus) {
+        state.nr_vcpus = MACHINE(qdev_get_machine())->smp.max_cpus;
+        state.vcpus = g_new0(PostcopyKvmVcpu, state.nr_vcpus);
+        for (i = 0; i < state.nr_vcpus; i++) {
+            qemu_event_init(&state.vcpus[i].event, false);
+            state.vcpus[i].waiter.wake = postcopy_kvm_wake_vcpu;
+        }
     }
-
-    state.nr_vcpus = MACHINE(qdev_get_machine())->smp.max_cpus;
-    state.vcpus = g_new0(PostcopyKvmVcpu, state.nr_vcpus);
-    for (i = 0; i < state.nr_vcpus; i++) {
-        qemu_event_init(&state.vcpus[i].event, false);
-        state.vcpus[i].waiter.wake = postcopy_kvm_wake_vcpu;
-    }
-    for (i = 0; i < POSTCOPY_KVM_SHARDS; i++) {
-        qemu_mutex_init(&state.shards[i].lock);
-        QLIST_INIT(&state.shards[i].waiters);
-    }
+    postcopy_kvm_reset_counts();
 }
 
 static void postcopy_kvm_fall_back(RAMBlock *rb, const char *why)
@@ -764,21 +442,6 @@ void postcopy_kvm_schedule_run(MigrationIncomingState *mis, QEMUBHFunc *run)
     postcopy_kvm_run_unref(r);
 }
 
-/* Nobody may remain who waits for what will not come. */
-static void postcopy_kvm_release_waiters(void)
-{
-    unsigned int i;
-
-    for (i = 0; i < POSTCOPY_KVM_SHARDS; i++) {
-        PostcopyKvmShard *shard = &state.shards[i];
-
-        QEMU_LOCK_GUARD(&shard->lock);
-        while (!QLIST_EMPTY(&shard->waiters)) {
-            postcopy_kvm_wake(QLIST_FIRST(&shard->waiters));
-        }
-    }
-}
-
 void postcopy_kvm_cleanup(MigrationIncomingState *mis)
 {
     RAMBlock *rb;
@@ -790,8 +453,7 @@ void postcopy_kvm_cleanup(MigrationIncomingState *mis)
     WITH_RCU_READ_LOCK_GUARD() {
         RAMBLOCK_FOREACH(rb) {
             if (postcopy_kvm_owns(rb)) {
-                QEMU_LOCK_GUARD(&rb->postcopy_kvm->run_lock);
-                postcopy_kvm_show_run_locked(rb->postcopy_kvm);
+                postcopy_kvm_show_rest(rb->postcopy_kvm);
             }
         }
     }
@@ -803,7 +465,7 @@ void postcopy_kvm_cleanup(MigrationIncomingState *mis)
     }
     postcopy_kvm_release_waiters();
     qatomic_set(&state.active, false);
-    trace_postcopy_kvm_stop(stat64_get(&state.pages));
+    trace_postcopy_kvm_stop();
 }
 
 void postcopy_kvm_count_uffd_fault(uint32_t tid)
@@ -873,8 +535,7 @@ void postcopy_kvm_fill_info(MigrationInfo *info)
     for (i = POSTCOPY_KVM_BUCKETS; i > 0; i--) {
         QAPI_LIST_PREPEND(kvm->latency_dist, postcopy_kvm_latency(i - 1));
     }
-    kvm->pages = stat64_get(&state.pages);
-    kvm->maps = stat64_get(&state.maps);
+    postcopy_kvm_pages_fill_info(kvm);
     kvm->uffd_vcpu_faults = stat64_get(&state.uffd_vcpu_faults);
     kvm->uffd_other_faults = stat64_get(&state.uffd_other_faults);
     kvm->fallback = QAPI_CLONE(strList, state.fallback);

@@ -1,0 +1,371 @@
+/*
+ * Post-copy migration with KVM Userfault: pages, and who waits for them
+ *
+ * A page goes through these states, each kept in a bitmap of its RAMBlock:
+ *
+ *   requested   Somebody asked for it.  Set once per page, so that one request
+ *               is in flight however many vCPUs wait.  Cleared by whoever
+ *               sees that the page has arrived, to wake those who wait.
+ *   claimed     Somebody fills it.  Set once per page; who comes second drops
+ *               its copy, as the guest may have changed the page by then.
+ *   filled      Its contents are in place.  If nobody waits for it, that may be
+ *               all for a while: pages that come one after the other are
+ *               mapped together.  Whoever needs one that is only filled takes
+ *               the last step for it, and asks nobody.
+ *   present     Host accesses see it, too.  After that its bits in KVM's
+ *               bitmaps are cleared ("published"), never before: a vCPU that
+ *               entered too early would fault again, in userfaultfd.
+ *
+ * Bits of filled and present are never cleared, and those of claimed only if
+ * filling fails.  Mapping and publishing a page that is filled can be done by
+ * several threads at once, and again.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitmap.h"
+#include "qemu/lockable.h"
+#include "qemu/rcu.h"
+#include "qemu/stats64.h"
+#include "exec/target_page.h"
+#include "system/kvm-userfault.h"
+#include "postcopy-kvm.h"
+#include "postcopy-kvm-page.h"
+#include "ram.h"
+#include "trace.h"
+
+#define POSTCOPY_KVM_SHARDS 64
+
+/* The most that is mapped at once.  Whoever needs one of them does not wait. */
+#define POSTCOPY_KVM_RUN_PAGES 64
+
+/* Those who wait for one of the pages whose number hashes to this. */
+typedef struct PostcopyKvmShard {
+    QemuMutex lock;
+    QLIST_HEAD(, PostcopyKvmWaiter) waiters;
+} PostcopyKvmShard;
+
+static struct {
+    MigrationIncomingState *mis;
+    PostcopyKvmShard shards[POSTCOPY_KVM_SHARDS];
+    Stat64 placed;
+    Stat64 maps;
+} pages;
+
+void postcopy_kvm_pages_init(MigrationIncomingState *mis)
+{
+    unsigned int i;
+
+    stat64_init(&pages.placed, 0);
+    stat64_init(&pages.maps, 0);
+    if (pages.mis) {
+        return;
+    }
+
+    pages.mis = mis;
+    for (i = 0; i < POSTCOPY_KVM_SHARDS; i++) {
+        qemu_mutex_init(&pages.shards[i].lock);
+        QLIST_INIT(&pages.shards[i].waiters);
+    }
+}
+
+static PostcopyKvmShard *postcopy_kvm_shard(RAMBlock *rb, ram_addr_t offset)
+{
+    return &pages.shards[(offset / rb->page_size) % POSTCOPY_KVM_SHARDS];
+}
+
+/* One page less is on its way.  See postcopy_ram_incoming_cleanup(). */
+static void postcopy_kvm_request_done(MigrationIncomingState *mis)
+{
+    int left = qatomic_dec_fetch(&mis->page_requested_count);
+
+    /* Order the update of count and read of preempt status */
+    smp_mb();
+    if (mis->preempt_thread_status == PREEMPT_THREAD_QUIT && left == 0) {
+        QEMU_LOCK_GUARD(&mis->page_request_mutex);
+        qemu_cond_signal(&mis->page_request_cond);
+    }
+}
+
+/*
+ * Note that the page is needed, and ask for it unless somebody did.
+ *
+ * Pairs with postcopy_kvm_place_page().  There, filled is set before requested
+ * is looked at, and here the other way round, so that at least one of the two
+ * sees what the other did: no page arrives without its waiters being told.
+ *
+ * Returns false if the page is filled.  If true, *@ask says whether the caller
+ * has to send a request.
+ */
+static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
+                              bool *ask)
+{
+    *ask = !bitmap_test_and_set_one_atomic(b->requested, page);
+    if (*ask) {
+        qatomic_inc(&pages.mis->page_requested_count);
+    }
+
+    /* Pairs with smp_mb() in postcopy_kvm_place_page() */
+    smp_mb();
+    if (!bitmap_test_acquire(b->filled, page)) {
+        return true;
+    }
+
+    if (bitmap_test_and_clear_atomic(b->requested, page, 1)) {
+        postcopy_kvm_request_done(pages.mis);
+    }
+    return false;
+}
+
+/* Returns 0, or non-zero if there is no connection to the source. */
+static int postcopy_kvm_ask(RAMBlock *rb, ram_addr_t offset)
+{
+    MigrationIncomingState *mis = pages.mis;
+
+    /* There is nothing to wait for on the source, it has no such page. */
+    if (ramblock_page_is_discarded(rb, offset)) {
+        return postcopy_kvm_place_page(mis, rb, rb->host + offset, NULL);
+    }
+
+    return migrate_send_rp_message_req_pages(mis, rb, offset);
+}
+
+/* Called with the lock of the shard that @w is in. */
+static void postcopy_kvm_wake(PostcopyKvmWaiter *w)
+{
+    QLIST_REMOVE(w, next);
+    qatomic_set(&w->ready, true);
+    w->wake(w);
+}
+
+static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
+                                  ram_addr_t offset)
+{
+    PostcopyKvmWaiter *w, *next;
+
+    QEMU_LOCK_GUARD(&shard->lock);
+    QLIST_FOREACH_SAFE(w, &shard->waiters, next, next) {
+        if (w->rb == rb && w->offset == offset) {
+            postcopy_kvm_wake(w);
+        }
+    }
+}
+
+/* Let everybody see pages that are filled.  Returns 0, or -errno. */
+static int postcopy_kvm_show(PostcopyKvmBlock *b, unsigned long first,
+                             unsigned long nr)
+{
+    ram_addr_t offset = first * b->page_size;
+    size_t len = nr * b->page_size;
+
+    if (b->methods->map) {
+        int ret = b->methods->map(b, pages.mis->userfault_fd, offset, len);
+
+        if (ret) {
+            return ret;
+        }
+        stat64_add(&pages.maps, 1);
+    }
+    bitmap_set_atomic(b->present, first, nr);
+    kvm_userfault_publish(b->rb, offset, len);
+    return 0;
+}
+
+/* Called with b->run_lock.  Pages remain filled if it fails. */
+static int postcopy_kvm_show_run_locked(PostcopyKvmBlock *b)
+{
+    unsigned long nr = b->run_pages;
+
+    b->run_pages = 0;
+    return nr ? postcopy_kvm_show(b, b->run_first, nr) : 0;
+}
+
+/* Nobody waits for this page: show it with those that come after it. */
+static int postcopy_kvm_show_later(PostcopyKvmBlock *b, unsigned long page)
+{
+    int ret = 0;
+
+    QEMU_LOCK_GUARD(&b->run_lock);
+    if (page != b->run_first + b->run_pages) {
+        ret = postcopy_kvm_show_run_locked(b);
+    }
+    if (!b->run_pages) {
+        b->run_first = page;
+    }
+    b->run_pages++;
+    if (!ret && b->run_pages == POSTCOPY_KVM_RUN_PAGES) {
+        ret = postcopy_kvm_show_run_locked(b);
+    }
+    return ret;
+}
+
+int postcopy_kvm_show_now(PostcopyKvmBlock *b, unsigned long page)
+{
+    int ret = 0;
+
+    if (!qemu_mutex_trylock(&b->run_lock)) {
+        bool in_run = page - b->run_first < b->run_pages;
+
+        if (in_run) {
+            ret = postcopy_kvm_show_run_locked(b);
+        }
+        qemu_mutex_unlock(&b->run_lock);
+        if (in_run) {
+            return ret;
+        }
+    }
+    return postcopy_kvm_show(b, page, 1);
+}
+
+void postcopy_kvm_show_rest(PostcopyKvmBlock *b)
+{
+    QEMU_LOCK_GUARD(&b->run_lock);
+    postcopy_kvm_show_run_locked(b);
+}
+
+static int postcopy_kvm_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
+                             const void *from)
+{
+    return from ? b->methods->fill(b, uffd, offset, from)
+                : b->methods->fill_zero(b, uffd, offset);
+}
+
+int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
+                            void *host, const void *from)
+{
+    PostcopyKvmBlock *b = rb->postcopy_kvm;
+    ram_addr_t offset = qemu_ram_block_host_offset(rb, host);
+    unsigned long page = offset / b->page_size;
+    int ret;
+
+    if (bitmap_test_and_set_one_atomic(b->claimed, page)) {
+        trace_postcopy_kvm_duplicate(rb->idstr, offset);
+        return 0;
+    }
+
+    ret = postcopy_kvm_fill(b, mis->userfault_fd, offset, from);
+    if (ret) {
+        clear_bit_atomic(page, b->claimed);
+        return ret;
+    }
+
+    stat64_add(&pages.placed, 1);
+    ramblock_recv_bitmap_set_range(rb, host,
+                                   b->page_size / qemu_target_page_size());
+    trace_postcopy_kvm_place(rb->idstr, offset, !from);
+    set_bit_atomic(page, b->filled);
+
+    /* Pairs with smp_mb() in postcopy_kvm_want() */
+    smp_mb();
+    if (!bitmap_test_acquire(b->requested, page) ||
+        !bitmap_test_and_clear_atomic(b->requested, page, 1)) {
+        return b->methods->map ? postcopy_kvm_show_later(b, page)
+                               : postcopy_kvm_show(b, page, 1);
+    }
+
+    ret = postcopy_kvm_show(b, page, 1);
+    postcopy_kvm_wake_all(postcopy_kvm_shard(rb, offset), rb, offset);
+    postcopy_kvm_request_done(mis);
+    return ret;
+}
+
+int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
+                              ram_addr_t offset)
+{
+    PostcopyKvmBlock *b = rb->postcopy_kvm;
+    bool ask;
+
+    if (!postcopy_kvm_want(b, offset / b->page_size, &ask)) {
+        /* Not mapped yet, or e.g. swapped out after it was */
+        return postcopy_kvm_show_now(b, offset / b->page_size);
+    }
+    return ask ? postcopy_kvm_ask(rb, offset) : 0;
+}
+
+void postcopy_kvm_resend_requests(MigrationIncomingState *mis)
+{
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH(rb) {
+        PostcopyKvmBlock *b = rb->postcopy_kvm;
+        unsigned long page = 0;
+
+        while (b && (page = find_next_bit(b->requested, b->pages, page)) <
+                    b->pages) {
+            migrate_send_rp_message_req_pages(mis, rb, page * b->page_size);
+            page++;
+        }
+    }
+}
+
+bool postcopy_kvm_missing(PostcopyKvmBlock *b, ram_addr_t offset)
+{
+    unsigned long page = offset / b->page_size;
+
+    /* What is beyond the source's RAM will not arrive. */
+    return page < b->pages && !bitmap_test_acquire(b->present, page);
+}
+
+static void postcopy_kvm_queue(PostcopyKvmWaiter *w, RAMBlock *rb,
+                               ram_addr_t offset)
+{
+    PostcopyKvmShard *shard = postcopy_kvm_shard(rb, offset);
+
+    w->rb = rb;
+    w->offset = offset;
+    qatomic_set(&w->ready, false);
+
+    QEMU_LOCK_GUARD(&shard->lock);
+    QLIST_INSERT_HEAD(&shard->waiters, w, next);
+}
+
+bool postcopy_kvm_unqueue(PostcopyKvmWaiter *w)
+{
+    PostcopyKvmShard *shard = postcopy_kvm_shard(w->rb, w->offset);
+
+    QEMU_LOCK_GUARD(&shard->lock);
+    if (w->ready) {
+        return false;
+    }
+    QLIST_REMOVE(w, next);
+    w->ready = true;
+    return true;
+}
+
+bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, RAMBlock *rb,
+                                  ram_addr_t offset, bool *asked)
+{
+    /* First, as whoever sees that the page arrives looks for waiters once. */
+    postcopy_kvm_queue(w, rb, offset);
+
+    if (!postcopy_kvm_want(rb->postcopy_kvm, offset / rb->page_size, asked)) {
+        return false;
+    }
+    if (*asked) {
+        /* If it can't be sent, it will be after the recovery. */
+        postcopy_kvm_ask(rb, offset);
+    }
+    return true;
+}
+
+void postcopy_kvm_release_waiters(void)
+{
+    unsigned int i;
+
+    for (i = 0; i < POSTCOPY_KVM_SHARDS; i++) {
+        PostcopyKvmShard *shard = &pages.shards[i];
+
+        QEMU_LOCK_GUARD(&shard->lock);
+        while (!QLIST_EMPTY(&shard->waiters)) {
+            postcopy_kvm_wake(QLIST_FIRST(&shard->waiters));
+        }
+    }
+}
+
+void postcopy_kvm_pages_fill_info(PostcopyKvmInfo *info)
+{
+    info->pages = stat64_get(&pages.placed);
+    info->maps = stat64_get(&pages.maps);
+}
