@@ -86,7 +86,7 @@ static void wait_for_waiting_vcpu(QTestState *to)
 }
 
 /*
- * The connection is gone, and the page that the vCPU needs is on the other side.
+ * The connection is gone, and the vCPU needs a page from the other side.
  * Commands that need the vCPU to listen get their answers all the same.  They
  * would be waited for until the test is ended if it did not.
  */
@@ -145,7 +145,7 @@ static void run_out_of_memory(QTestState *from, QTestState *to)
     migration_event_wait(to, "postcopy-recover");
     migration_event_wait(to, "postcopy-paused");
     wait_for_migration_status(from, "postcopy-paused",
-                              (const char *[]) { "failed", "completed", NULL });
+                              (const char * []) { "failed", "completed", NULL });
 
     set_huge_pages(nr);
 }
