@@ -61,7 +61,7 @@ def qemu_command(scenario, incoming):
         str(scenario.qemu), '-name', 'guest,debug-threads=on', '-nodefaults', '-no-user-config', '-no-reboot',
         '-display', 'none', '-L', str(scenario.firmware),
         '-accel', accel(scenario), '-cpu', scenario.guest_cpu,
-        '-M', 'q35', *memory_arguments(scenario), '-smp', str(scenario.vcpus),
+        '-M', scenario.machine, *memory_arguments(scenario), '-smp', str(scenario.vcpus),
         '-kernel', str(scenario.guest_kernel),
         '-initrd', str(scenario.initramfs),
         '-append', 'console=ttyS0 quiet panic=-1 oops=panic '

@@ -26,6 +26,7 @@ ENDED = ('completed', 'failed', 'cancelled')
 @dataclass
 class Scenario:
     """What to migrate, and how. Paths are those of the real machine."""
+    machine: str = 'q35'            # the guest's, or 'pc'
     vcpus: int = 4
     memory: str = 'memfd'           # a key of guest.MEMORY
     memory_mib: int = 512

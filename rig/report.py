@@ -33,6 +33,7 @@ def _scenario(scenario):
         'kernel': _kernel_version(scenario.kernel_b),
         'kernel_source': _kernel_version(scenario.kernel_a),
         'qemu': _qemu_version(scenario.qemu),
+        'machine_type': scenario.machine,
         'vcpus': scenario.vcpus,
         'memory': scenario.memory,
         'memory_mib': scenario.memory_mib,
