@@ -46,6 +46,14 @@ class Monitor:
                  for key, value in arguments.items()}
         return self._call(command, self._client.cmd, command, **plain)
 
+    def oob(self, command, **arguments):
+        """Run a command out of band: also while QEMU's main loop waits for a page."""
+        answer = self._call(command, self._client.cmd_obj, {
+            'exec-oob': command, 'arguments': arguments})
+        if 'error' in answer:
+            raise MonitorError(f'{self.name}: {command}: '
+                               f'{answer["error"]["desc"]}')
+
     def _call(self, what, function, *args, **kwargs):
         try:
             return function(*args, **kwargs)
