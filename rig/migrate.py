@@ -47,7 +47,7 @@ class Scenario:
     guest_cpu: str = 'max'
     initramfs: Path = TOP / 'build/guest/initramfs.cpio'
     host_cpus: int = 2
-    host_threads: str = 'single'
+    host_threads: str = 'multi'
     host_memory: int = 0            # MiB; 0: what the guest needs, and some
     append: str = ''                # of the hosts' kernel command lines
     trace: tuple = ()               # trace events of the guest's QEMUs

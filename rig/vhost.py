@@ -67,10 +67,9 @@ class Options:
     firmware: Path = field(default_factory=lambda: _default(
         'RIG_FIRMWARE', 'build/firmware'))
     cpus: int = 2
-    # 'single': the emulator runs the processors in turn, in one thread. With
-    # 'multi', each has a thread of its own, and TCG loses state now and then
-    # when nested guests take many interrupts: see docs/rig.md.
-    threads: str = 'single'
+    # 'multi': each processor has a thread of the emulator. 'single': they run in
+    # turn, in one.
+    threads: str = 'multi'
     memory: int = 2048
     append: str = ''                # more of the kernel command line
     timeout: float = 600
