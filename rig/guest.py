@@ -50,18 +50,20 @@ def memory_arguments(scenario):
     return words
 
 
-def qemu_command(scenario, incoming):
-    """argv of the QEMU inside a virtual host; incoming on the destination.
+def qemu_command(scenario, host):
+    """argv of the QEMU inside a virtual host, a or b; b waits for the guest.
 
     Its QMP, and the guest's own port, are ports of the virtual host, so that
     one process outside holds all the strings.
     """
     command = [
         str(TOP / 'rig/qemu-job'), str(scenario.delay_us), str(scenario.runs),
-        str(scenario.qemu), '-name', 'guest,debug-threads=on', '-nodefaults', '-no-user-config', '-no-reboot',
+        str(scenario.guest_qemu(host)), '-name', 'guest,debug-threads=on',
+        '-nodefaults', '-no-user-config', '-no-reboot',
         '-display', 'none', '-L', str(scenario.firmware),
-        '-accel', accel(scenario), '-cpu', scenario.guest_cpu,
-        '-M', scenario.machine, *memory_arguments(scenario), '-smp', str(scenario.vcpus),
+        '-accel', accel(scenario, host), '-cpu', scenario.guest_cpu,
+        '-M', scenario.machine, *memory_arguments(scenario),
+        '-smp', str(scenario.vcpus),
         '-kernel', str(scenario.guest_kernel),
         '-initrd', str(scenario.initramfs),
         '-append', 'console=ttyS0 quiet panic=-1 oops=panic '
@@ -74,12 +76,12 @@ def qemu_command(scenario, incoming):
         '-device', 'virtserialport,chardev=guest,name=guest']
     for event in scenario.trace:
         command += ['-trace', event]
-    return command + (['-incoming', 'defer'] if incoming else [])
+    return command + (['-incoming', 'defer'] if host == 'b' else [])
 
 
-def accel(scenario):
+def accel(scenario, host):
     """userfault= matters on a destination only, and not every QEMU knows it."""
-    if scenario.userfault_known:
+    if host in scenario.userfault_known:
         return f'kvm,userfault={scenario.userfault}'
     return 'kvm'
 

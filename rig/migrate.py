@@ -40,6 +40,8 @@ class Scenario:
     measure: float = 3              # of work before, and of work after
     timeout: float = 300            # of the migration, and of each wait
     qemu: Path = field(default_factory=lambda: Options().qemu)
+    qemu_a: Path = None             # of the guest on the source; default: qemu
+    qemu_b: Path = None             # and on the destination
     firmware: Path = field(default_factory=lambda: Options().firmware)
     kernel_a: Path = field(default_factory=lambda: Options().kernel)
     kernel_b: Path = field(default_factory=lambda: Options().kernel)
@@ -53,13 +55,19 @@ class Scenario:
     trace: tuple = ()               # trace events of the guest's QEMUs
     logs: Path = TOP / 'build/rig'
     runs: int = 1                   # of QEMU on each host, see qemu-job
-    userfault_known: bool = False   # set by Migration: -accel kvm,userfault=
+    # Set by Migration: hosts whose QEMU knows -accel kvm,userfault=
+    userfault_known: tuple = ()
 
     def __post_init__(self):
         """Paths must mean the same inside the hosts."""
         for name in ('qemu', 'firmware', 'kernel_a', 'kernel_b',
                      'guest_kernel', 'initramfs', 'logs'):
             setattr(self, name, Path(getattr(self, name)).absolute())
+
+    def guest_qemu(self, host):
+        """The QEMU that the guest runs in on host a or b."""
+        return Path({'a': self.qemu_a, 'b': self.qemu_b}[host]
+                    or self.qemu).absolute()
 
     def host_options(self):
         """Options of the two virtual hosts."""
@@ -161,14 +169,17 @@ class Migration:
 
     def _check_qemu(self):
         scenario = self.scenario
-        for path in (scenario.qemu, scenario.firmware, scenario.initramfs,
-                     scenario.guest_kernel):
+        for path in (scenario.qemu, scenario.guest_qemu('a'),
+                     scenario.guest_qemu('b'), scenario.firmware,
+                     scenario.initramfs, scenario.guest_kernel):
             if not Path(path).exists():
                 raise RigError(f'{path} is missing: has it been built?')
-        known = accel_properties(scenario.qemu, scenario.firmware)
-        scenario.userfault_known = 'userfault' in known
-        if scenario.userfault == 'on' and not scenario.userfault_known:
-            raise RigError(f'{scenario.qemu} has no -accel kvm,userfault=')
+        scenario.userfault_known = tuple(
+            host for host in 'ab' if 'userfault' in accel_properties(
+                scenario.guest_qemu(host), scenario.firmware))
+        if scenario.userfault == 'on' and 'b' not in scenario.userfault_known:
+            raise RigError(f'{scenario.guest_qemu("b")} has no '
+                           '-accel kvm,userfault=')
 
     # Starting
 
@@ -176,7 +187,7 @@ class Migration:
         self.progress.step('booting two virtual hosts')
         for name, options in self.scenario.host_options().items():
             log = stack.enter_context(open(self._guest_log(name), 'wb', 0))
-            command = qemu_command(self.scenario, incoming=name == 'b')
+            command = qemu_command(self.scenario, name)
             self.hosts[name] = stack.enter_context(
                 VirtualHost(options, command, log.write))
         for name, host in self.hosts.items():

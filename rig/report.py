@@ -32,7 +32,7 @@ def _scenario(scenario):
     return {
         'kernel': _kernel_version(scenario.kernel_b),
         'kernel_source': _kernel_version(scenario.kernel_a),
-        'qemu': _qemu_version(scenario.qemu),
+        'qemu': _qemu_version(scenario.guest_qemu('b')),
         'machine_type': scenario.machine,
         'vcpus': scenario.vcpus,
         'memory': scenario.memory,

@@ -73,7 +73,11 @@ static struct {
     bool active;
     bool used;
 
-    /* vCPUs that wait, and since when none does anything else, 0 if one does */
+    /*
+     * vCPUs that there are, those that wait, and since when none does anything
+     * else, 0 if one does
+     */
+    int all;
     int waiting;
     int64_t all_since;
     Stat64 all_blocked_ns;
@@ -190,13 +194,11 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
  */
 static void postcopy_kvm_wait_begin(void)
 {
-    int all = MACHINE(qdev_get_machine())->smp.cpus;
-
-    if (qatomic_inc_fetch(&state.waiting) < all) {
+    if (qatomic_inc_fetch(&state.waiting) < state.all) {
         return;
     }
     qatomic_set_mb(&state.all_since, get_clock());
-    if (qatomic_read(&state.waiting) < all) {
+    if (qatomic_read(&state.waiting) < state.all) {
         qatomic_set(&state.all_since, 0);
     }
 }
@@ -288,11 +290,13 @@ static void postcopy_kvm_reset_counts(void)
 
 static void postcopy_kvm_init_state(MigrationIncomingState *mis)
 {
+    MachineState *ms = MACHINE(qdev_get_machine());
     unsigned int i;
 
     postcopy_kvm_pages_init(mis);
+    state.all = ms->smp.cpus;
     if (!state.vcpus) {
-        state.nr_vcpus = MACHINE(qdev_get_machine())->smp.max_cpus;
+        state.nr_vcpus = ms->smp.max_cpus;
         state.vcpus = g_new0(PostcopyKvmVcpu, state.nr_vcpus);
         for (i = 0; i < state.nr_vcpus; i++) {
             qemu_event_init(&state.vcpus[i].event, false);
