@@ -134,6 +134,7 @@ static void run_out_of_memory(QTestState *from, QTestState *to)
 {
     g_autofree char *uri = g_strdup_printf("unix:%s/migsocket-no-memory",
                                            migration_get_env()->tmpfs);
+    const char *ended[] = { "failed", "completed", NULL };
     uint64_t nr = huge_pages("nr_hugepages");
 
     migration_event_wait(to, "postcopy-paused");
@@ -144,8 +145,7 @@ static void run_out_of_memory(QTestState *from, QTestState *to)
     migrate_set_parameter_int(from, "max-postcopy-bandwidth", 0);
     migration_event_wait(to, "postcopy-recover");
     migration_event_wait(to, "postcopy-paused");
-    wait_for_migration_status(from, "postcopy-paused",
-                              (const char * []) { "failed", "completed", NULL });
+    wait_for_migration_status(from, "postcopy-paused", ended);
 
     set_huge_pages(nr);
 }
