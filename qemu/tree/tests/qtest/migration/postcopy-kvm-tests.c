@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/units.h"
 #include "libqtest.h"
 #include "migration/framework.h"
 #include "migration/migration-qmp.h"
@@ -150,6 +151,16 @@ static void run_out_of_memory(QTestState *from, QTestState *to)
     set_huge_pages(nr);
 }
 
+/*
+ * multifd may have sent nearly everything when post-copy starts.  What is left
+ * must not arrive before the guest needs any of it.
+ */
+static void *slow_down(QTestState *from, QTestState *to)
+{
+    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 4 * MiB);
+    return NULL;
+}
+
 typedef struct KvmTest {
     const char *name;
     MemType mem_type;
@@ -167,11 +178,12 @@ static const KvmTest kvm_tests[] = {
     { "hugetlb", MEM_TYPE_HUGETLB },
     { "dirty-ring", MEM_TYPE_MEMFD, .args.start.use_dirty_ring = true },
     { "release-ram", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_RELEASE_RAM },
-    { "multifd", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_MULTIFD },
+    { "multifd", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_MULTIFD,
+      .args.start_hook = slow_down },
     { "preempt/plain", MEM_TYPE_MEMFD, .preempt = true },
     { "preempt/anonymous", MEM_TYPE_ANON, .preempt = true },
     { "preempt/multifd", MEM_TYPE_MEMFD, .preempt = true,
-      .cap = MIGRATION_CAPABILITY_MULTIFD },
+      .cap = MIGRATION_CAPABILITY_MULTIFD, .args.start_hook = slow_down },
     { "recovery/plain", MEM_TYPE_MEMFD, .recovery = true },
     { "recovery/anonymous", MEM_TYPE_ANON, .recovery = true },
     { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
