@@ -35,9 +35,6 @@ def table(report, modes):
                  if mode in share else f' {"-":>18}' for mode in modes)
         lines.append(f'{row["memory"]:10} {row["fds"]:9} {row["vcpus"]:5}'
                      + ''.join(cells))
-    lost = sum(row['lost_by_emulator'] for row in report['rows'])
-    if lost:
-        lines.append(f'\n{lost} runs were lost by the emulator, and do not count')
     for memory, base, ours, difference in off_cost(report):
         lines.append(f'\nnot used, {memory}: base {base:.0f}, patched {ours:.0f} '
                      f'pages/s ({difference:+.1f} %)')

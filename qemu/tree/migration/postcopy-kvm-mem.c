@@ -59,14 +59,13 @@ static int anonymous_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
 static int anonymous_fill_zero(PostcopyKvmBlock *b, int uffd,
                                ram_addr_t offset)
 {
-    g_autofree void *zeros = NULL;
-
     if (qemu_ram_is_uf_zeroable(b->rb)) {
         return uffd_zero_page(uffd, b->rb->host + offset, b->page_size, false);
     }
 
-    zeros = g_malloc0(b->page_size);
-    return anonymous_fill(b, uffd, offset, zeros);
+    return anonymous_fill(b, uffd, offset,
+                          migration_incoming_get_current()->
+                          postcopy_tmp_zero_page);
 }
 
 static const PostcopyKvmMethods anonymous_methods = {
