@@ -56,8 +56,11 @@ static void assert_used(QTestState *from, QTestState *to, void *opaque)
 
     g_assert_true(qdict_get_bool(kvm, "enabled"));
     g_assert_cmpint(exits, >, 0);
-    /* A page whose bit was cleared does not exit again. */
-    g_assert_cmpint(qdict_get_int(kvm, "resolved") * 4, <, exits);
+    /*
+     * A page whose bit was cleared does not exit again.  Some arrive while the
+     * vCPU exits, which matters if there are few exits in all.
+     */
+    g_assert_cmpint(qdict_get_int(kvm, "resolved"), <, exits / 4 + 16);
     g_assert_cmpint(requests, >, 0);
     g_assert_cmpint(qdict_get_int(kvm, "pages"), >=, requests);
     g_assert_cmpint(qdict_get_int(kvm, "wait-ns"), >, 0);
@@ -152,12 +155,12 @@ static void run_out_of_memory(QTestState *from, QTestState *to)
 }
 
 /*
- * multifd may have sent nearly everything when post-copy starts.  What is left
+ * Nearly everything may have been sent when post-copy starts.  What is left
  * must not arrive before the guest needs any of it.
  */
 static void *slow_down(QTestState *from, QTestState *to)
 {
-    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 4 * MiB);
+    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 16 * MiB);
     return NULL;
 }
 
@@ -178,12 +181,11 @@ static const KvmTest kvm_tests[] = {
     { "hugetlb", MEM_TYPE_HUGETLB },
     { "dirty-ring", MEM_TYPE_MEMFD, .args.start.use_dirty_ring = true },
     { "release-ram", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_RELEASE_RAM },
-    { "multifd", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_MULTIFD,
-      .args.start_hook = slow_down },
+    { "multifd", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_MULTIFD },
     { "preempt/plain", MEM_TYPE_MEMFD, .preempt = true },
     { "preempt/anonymous", MEM_TYPE_ANON, .preempt = true },
     { "preempt/multifd", MEM_TYPE_MEMFD, .preempt = true,
-      .cap = MIGRATION_CAPABILITY_MULTIFD, .args.start_hook = slow_down },
+      .cap = MIGRATION_CAPABILITY_MULTIFD },
     { "recovery/plain", MEM_TYPE_MEMFD, .recovery = true },
     { "recovery/anonymous", MEM_TYPE_ANON, .recovery = true },
     { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
@@ -228,6 +230,7 @@ static void run_kvm_test(const KvmTest *test)
     if (test->recovery) {
         test_postcopy_recovery_common(&args);
     } else {
+        args.start_hook = slow_down;
         test_postcopy_common(&args);
     }
 }
