@@ -14,12 +14,13 @@ def shares(row):
 
 
 def off_cost(report):
-    """Memory: (base, patched, difference in per cent), of medians."""
+    """(memory, base, patched, difference, noise), the last two in per cent."""
     rates = report.get('off') or {}
-    for memory in rates.get('base', {}):
-        base, ours = (statistics.median(rates[kernel][memory])
-                      for kernel in ('base', 'patched'))
-        yield memory, base, ours, 100 * (ours - base) / base
+    for memory, boots in rates.get('base', {}).items():
+        base = statistics.median(boots)
+        ours = statistics.median(rates['patched'][memory])
+        yield (memory, base, ours, 100 * (ours - base) / base,
+               100 * (max(boots) - min(boots)) / base)
 
 
 def table(report, modes):
@@ -35,9 +36,10 @@ def table(report, modes):
                  if mode in share else f' {"-":>18}' for mode in modes)
         lines.append(f'{row["memory"]:10} {row["fds"]:9} {row["vcpus"]:5}'
                      + ''.join(cells))
-    for memory, base, ours, difference in off_cost(report):
+    for memory, base, ours, difference, noise in off_cost(report):
         lines.append(f'\nnot used, {memory}: base {base:.0f}, patched {ours:.0f} '
-                     f'pages/s ({difference:+.1f} %)')
+                     f'pages/s ({difference:+.1f} %; boots of the base kernel are '
+                     f'{noise:.1f} % apart)')
     return '\n'.join(lines)
 
 
