@@ -21,6 +21,7 @@ MEMORY = {
     'hugetlb': [_HUGETLB],
     'hugetlb-private': [_HUGETLB.replace('share=on', 'share=off')],
     'tmpfs': ['memory-backend-file,share=on,mem-path=/dev/shm/'],
+    'guest-memfd': ['memory-backend-guest-memfd'],
     'mixed': [_MEMFD, _ANONYMOUS],
 }
 

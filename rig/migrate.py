@@ -19,6 +19,7 @@ from vhost import TOP, Options, VirtualHost, pair_options
 PORT = 4444
 ADDRESSES = {'a': '10.77.0.1', 'b': '10.77.0.2'}
 SAMPLE_INTERVAL = 0.1
+STACKS_TIME = 60        # for gdb, in an emulator
 TICKS = 100     # per second, in /proc/PID/stat
 ENDED = ('completed', 'failed', 'cancelled')
 
@@ -81,7 +82,7 @@ class Scenario:
                          append=f'{self._network()} {huge} {self.append}',
                          timeout=self.timeout,
                          log=self.logs / 'x.serial.log',
-                         pipes=('qmp', 'guest'))
+                         pipes=('qmp', 'guest', 'stacks'))
         a, b = pair_options(common)
         a.kernel, b.kernel = self.kernel_a, self.kernel_b
         return {'a': a, 'b': b}
@@ -356,6 +357,12 @@ class Migration:
                 raise RigError(f'QEMU on {name} ended with status '
                                f'{host.status}; its log: {log}',
                                host.options.log, tail)
+
+    def _print_stacks(self):
+        """Have what each thread of both QEMUs is doing in their logs."""
+        for host in self.hosts.values():
+            host.sockets['stacks'].sendall(b'\n')
+        time.sleep(STACKS_TIME)
 
     def _check_logs(self):
         for name, host in self.hosts.items():

@@ -13,6 +13,7 @@
 #include "qemu/units.h"
 #include "exec/cpu-common.h"
 #include "exec/target_page.h"
+#include "system/kvm-guest-memfd.h"
 #include "migration.h"
 #include "postcopy-kvm-mem.h"
 #include "trace.h"
@@ -196,9 +197,9 @@ static int file_map_failed(PostcopyKvmBlock *b, int uffd, uintptr_t *host)
         /* QEMU's address space is being changed, nothing was mapped. */
         return 0;
     case EFAULT:
-        /* A hole, i.e. zeros that precopy did not bother to write */
-        (void)*(volatile uint8_t *)(b->alias + offset);
-        return 0;
+        /* A hole, i.e. zeros that nobody bothered to write */
+        return fallocate(b->rb->fd, FALLOC_FL_KEEP_SIZE,
+                         b->rb->fd_offset + offset, b->page_size) ? -errno : 0;
     case EEXIST:
         /* Mapped before; somebody may wait all the same. */
         *host += b->page_size;
@@ -262,8 +263,84 @@ static const PostcopyKvmMethods hugetlb_methods = {
     .finish = file_finish,
 };
 
+/*
+ * guest_memfd that is shared with QEMU
+ *
+ * KVM takes the pages of vCPUs from the file, so a page is theirs as soon as
+ * its contents are there and its bit is cleared.  Others go through QEMU's
+ * mapping, as with a memfd.  A page that has contents can't be written, and so
+ * not by mistake either.
+ */
+
+static const char *guest_memfd_refuse(RAMBlock *rb)
+{
+    uint64_t features;
+
+    if (!qemu_ram_is_guest_memfd(rb)) {
+        return "not a guest_memfd";
+    }
+    if (uffd_query_features(&features) ||
+        !(features & UFFD_FEATURE_GUEST_MEMFD)) {
+        return "userfaultfd has no support for guest_memfd"
+               " (UFFD_FEATURE_GUEST_MEMFD)";
+    }
+    if (pwrite(rb->fd, NULL, 0, 0)) {
+        return "a guest_memfd that can't be written (GUEST_MEMFD_FLAG_WRITE)";
+    }
+    return NULL;
+}
+
+/* Pages that are to come must not have contents, whatever was done before. */
+static int guest_memfd_prepare(PostcopyKvmBlock *b)
+{
+    unsigned long page = 0, end;
+
+    while ((page = find_next_zero_bit(b->present, b->pages, page)) < b->pages) {
+        end = find_next_bit(b->present, b->pages, page);
+        if (fallocate(b->rb->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                      b->rb->fd_offset + page * b->page_size,
+                      (end - page) * b->page_size)) {
+            return -errno;
+        }
+        page = end;
+    }
+    return 0;
+}
+
+static int guest_memfd_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
+                            const void *from)
+{
+    ssize_t len = RETRY_ON_EINTR(pwrite(b->rb->fd, from, b->page_size,
+                                        b->rb->fd_offset + offset));
+
+    if (len == b->page_size) {
+        return 0;
+    }
+
+    error_report("post-copy: can't write %s+0x" RAM_ADDR_FMT ": %s",
+                 b->rb->idstr, offset, strerror(errno));
+    return -errno;
+}
+
+static int guest_memfd_fill_zero(PostcopyKvmBlock *b, int uffd,
+                                 ram_addr_t offset)
+{
+    return 0;
+}
+
+static const PostcopyKvmMethods guest_memfd_methods = {
+    .name = "guest_memfd",
+    .uffd_mode = UFFDIO_REGISTER_MODE_MINOR,
+    .refuse = guest_memfd_refuse,
+    .prepare = guest_memfd_prepare,
+    .fill = guest_memfd_fill,
+    .fill_zero = guest_memfd_fill_zero,
+    .map = file_map,
+    .direct = true,
+};
+
 static const PostcopyKvmMethods *const all_methods[] = {
-    &anonymous_methods, &memfd_methods, &hugetlb_methods,
+    &anonymous_methods, &memfd_methods, &hugetlb_methods, &guest_memfd_methods,
 };
 #else
 static const PostcopyKvmMethods *const all_methods[] = { };
@@ -276,6 +353,7 @@ static void postcopy_kvm_block_free(PostcopyKvmBlock *b)
     g_free(b->requested);
     g_free(b->filled);
     g_free(b->present);
+    g_free(b->host_wanted);
     g_free(b);
 }
 
@@ -300,6 +378,7 @@ static PostcopyKvmBlock *postcopy_kvm_block_new(RAMBlock *rb,
     b->requested = bitmap_new(b->pages);
     b->filled = bitmap_new(b->pages);
     b->present = bitmap_new(b->pages);
+    b->host_wanted = bitmap_new(b->pages);
     qemu_mutex_init(&b->run_lock);
     return b;
 }
@@ -321,44 +400,60 @@ static void postcopy_kvm_block_received(PostcopyKvmBlock *b)
     bitmap_copy(b->claimed, b->present, b->pages);
 }
 
-static const char *postcopy_kvm_block_try(RAMBlock *rb,
-                                          const PostcopyKvmMethods *m)
+/* Returns NULL, and *@why, if there are none. */
+static const PostcopyKvmMethods *postcopy_kvm_methods(RAMBlock *rb,
+                                                      const char **why)
 {
-    const char *why = m->refuse(rb);
-    PostcopyKvmBlock *b;
+    size_t i;
 
-    if (why) {
-        return why;
+    *why = "no method for this type of memory";
+    if (rb->page_size < qemu_target_page_size()) {
+        *why = "pages smaller than the guest's";
+        return NULL;
     }
 
-    b = postcopy_kvm_block_new(rb, m);
-    if (m->prepare && m->prepare(b)) {
-        postcopy_kvm_block_free(b);
-        return "no second mapping to be had";
+    for (i = 0; i < ARRAY_SIZE(all_methods); i++) {
+        *why = all_methods[i]->refuse(rb);
+        if (!*why) {
+            return all_methods[i];
+        }
     }
-
-    postcopy_kvm_block_received(b);
-    qatomic_rcu_set(&rb->postcopy_kvm, b);
-    trace_postcopy_kvm_block(rb->idstr, m->name);
     return NULL;
+}
+
+const char *postcopy_kvm_block_refuse(RAMBlock *rb)
+{
+    const char *why;
+
+    postcopy_kvm_methods(rb, &why);
+    return why;
+}
+
+bool postcopy_kvm_block_needed(RAMBlock *rb)
+{
+    return qemu_ram_is_guest_memfd(rb);
 }
 
 const char *postcopy_kvm_block_setup(RAMBlock *rb)
 {
-    const char *why = "no method for this type of memory";
-    size_t i;
+    const char *why;
+    const PostcopyKvmMethods *m = postcopy_kvm_methods(rb, &why);
+    PostcopyKvmBlock *b;
 
-    if (rb->page_size < qemu_target_page_size()) {
-        return "pages smaller than the guest's";
+    if (!m) {
+        return why;
     }
 
-    for (i = 0; i < ARRAY_SIZE(all_methods); i++) {
-        why = postcopy_kvm_block_try(rb, all_methods[i]);
-        if (!why) {
-            break;
-        }
+    b = postcopy_kvm_block_new(rb, m);
+    postcopy_kvm_block_received(b);
+    if (m->prepare && m->prepare(b)) {
+        postcopy_kvm_block_free(b);
+        return "the file can't be prepared";
     }
-    return why;
+
+    qatomic_rcu_set(&rb->postcopy_kvm, b);
+    trace_postcopy_kvm_block(rb->idstr, m->name);
+    return NULL;
 }
 
 void postcopy_kvm_block_cleanup(RAMBlock *rb)

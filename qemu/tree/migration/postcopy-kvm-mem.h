@@ -18,12 +18,15 @@ typedef struct PostcopyKvmBlock PostcopyKvmBlock;
  * What differs between types of memory.  Offsets and lengths are in bytes, and
  * multiples of the RAMBlock's page size.
  *
- *               anonymous            memfd, hugetlb
- *   prepare     -                    a second mapping of the file
- *   fill        UFFDIO_COPY          write through the second mapping
- *   fill_zero   UFFDIO_ZEROPAGE      allocate a page, they come with zeros
- *   map         -, @fill did it      UFFDIO_CONTINUE, also of ranges
- *   finish      -                    unmap
+ *              anonymous          memfd, hugetlb             guest_memfd
+ *   prepare    -                  a second mapping           punch holes
+ *   fill       UFFDIO_COPY        write through that         pwrite()
+ *   fill_zero  UFFDIO_ZEROPAGE    allocate a page, they      -, a hole reads
+ *                                 come with zeros            as zeros
+ *   map        -, @fill did it    UFFDIO_CONTINUE, also      UFFDIO_CONTINUE
+ *                                 of ranges
+ *   direct     no                 no                         yes
+ *   finish     -                  unmap                      -
  */
 typedef struct PostcopyKvmMethods {
     const char *name;
@@ -59,6 +62,12 @@ typedef struct PostcopyKvmMethods {
     int (*map)(PostcopyKvmBlock *b, int uffd, ram_addr_t offset, size_t len);
 
     /*
+     * vCPUs do not need @map, as KVM takes pages straight from the file.  It
+     * is done only for pages that somebody else waits for, then.
+     */
+    bool direct;
+
+    /*
      * Undo @prepare.  Called by the RCU thread, when nobody uses @b.  May be
      * NULL.
      */
@@ -84,6 +93,7 @@ struct PostcopyKvmBlock {
     unsigned long *requested;
     unsigned long *filled;
     unsigned long *present;
+    unsigned long *host_wanted;
 
     /* Pages that are filled and wait for more, to be mapped at once */
     QemuMutex run_lock;
@@ -110,6 +120,18 @@ static inline bool bitmap_test_and_set_one_atomic(unsigned long *map, long nr)
 {
     return qatomic_fetch_or(&map[BIT_WORD(nr)], BIT_MASK(nr)) & BIT_MASK(nr);
 }
+
+/*
+ * Whether a method can serve @rb.  Returns NULL, or why this type of memory has
+ * to be left to plain userfaultfd.
+ */
+const char *postcopy_kvm_block_refuse(RAMBlock *rb);
+
+/*
+ * Whether plain userfaultfd can't serve @rb: vCPUs do not get its pages by way
+ * of QEMU's mapping, and would see zeros.
+ */
+bool postcopy_kvm_block_needed(RAMBlock *rb);
 
 /*
  * Serve @rb from now on.  Called with the BQL.  Returns NULL, or why this type

@@ -16,6 +16,12 @@
  *               bitmaps are cleared ("published"), never before: a vCPU that
  *               entered too early would fault again, in userfaultfd.
  *
+ * If KVM takes pages straight from a file (PostcopyKvmMethods.direct), vCPUs do
+ * not care what host accesses see: a page is published and present once it is
+ * filled, and mapped for host accesses only if there are some:
+ *
+ *   host_wanted Somebody in userfaultfd waits for it, or will.
+ *
  * Bits of filled and present are never cleared, and those of claimed only if
  * filling fails.  Mapping and publishing a page that is filled can be done by
  * several threads at once, and again.
@@ -152,24 +158,47 @@ static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
     }
 }
 
+/* Let host accesses see pages that are filled.  Returns 0, or -errno. */
+static int postcopy_kvm_map(PostcopyKvmBlock *b, unsigned long first,
+                            unsigned long nr)
+{
+    int ret = 0;
+
+    if (b->methods->map) {
+        ret = b->methods->map(b, pages.mis->userfault_fd, first * b->page_size,
+                              nr * b->page_size);
+        stat64_add(&pages.maps, !ret);
+    }
+    return ret;
+}
+
+/* Let vCPUs see pages that are filled. */
+static void postcopy_kvm_publish(PostcopyKvmBlock *b, unsigned long first,
+                                 unsigned long nr)
+{
+    bitmap_set_atomic(b->present, first, nr);
+    kvm_userfault_publish(b->rb, first * b->page_size, nr * b->page_size);
+}
+
 /* Let everybody see pages that are filled.  Returns 0, or -errno. */
 static int postcopy_kvm_show(PostcopyKvmBlock *b, unsigned long first,
                              unsigned long nr)
 {
-    ram_addr_t offset = first * b->page_size;
-    size_t len = nr * b->page_size;
+    int ret = postcopy_kvm_map(b, first, nr);
 
-    if (b->methods->map) {
-        int ret = b->methods->map(b, pages.mis->userfault_fd, offset, len);
-
-        if (ret) {
-            return ret;
-        }
-        stat64_add(&pages.maps, 1);
+    if (!ret) {
+        postcopy_kvm_publish(b, first, nr);
     }
-    bitmap_set_atomic(b->present, first, nr);
-    kvm_userfault_publish(b->rb, offset, len);
-    return 0;
+    return ret;
+}
+
+/* The same for one page that KVM finds by itself. */
+static int postcopy_kvm_show_direct(PostcopyKvmBlock *b, unsigned long page)
+{
+    postcopy_kvm_publish(b, page, 1);
+
+    return bitmap_test_acquire(b->host_wanted, page) ?
+           postcopy_kvm_map(b, page, 1) : 0;
 }
 
 /* Called with b->run_lock.  Pages remain filled if it fails. */
@@ -237,6 +266,7 @@ int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
     PostcopyKvmBlock *b = rb->postcopy_kvm;
     ram_addr_t offset = qemu_ram_block_host_offset(rb, host);
     unsigned long page = offset / b->page_size;
+    bool requested;
     int ret;
 
     if (bitmap_test_and_set_one_atomic(b->claimed, page)) {
@@ -256,18 +286,30 @@ int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
     trace_postcopy_kvm_place(rb->idstr, offset, !from);
     set_bit_atomic(page, b->filled);
 
-    /* Pairs with smp_mb() in postcopy_kvm_want() */
+    /* Pairs with smp_mb() in postcopy_kvm_want(), also for host_wanted */
     smp_mb();
-    if (!bitmap_test_acquire(b->requested, page) ||
-        !bitmap_test_and_clear_atomic(b->requested, page, 1)) {
-        return b->methods->map ? postcopy_kvm_show_later(b, page)
-                               : postcopy_kvm_show(b, page, 1);
+    requested = bitmap_test_acquire(b->requested, page) &&
+                bitmap_test_and_clear_atomic(b->requested, page, 1);
+
+    if (b->methods->direct) {
+        ret = postcopy_kvm_show_direct(b, page);
+    } else if (requested || !b->methods->map) {
+        ret = postcopy_kvm_show(b, page, 1);
+    } else {
+        ret = postcopy_kvm_show_later(b, page);
+    }
+    if (!requested) {
+        return ret;
     }
 
-    ret = postcopy_kvm_show(b, page, 1);
     postcopy_kvm_wake_all(postcopy_kvm_shard(rb, offset), rb, offset);
     postcopy_kvm_request_done(mis);
     return ret;
+}
+
+void postcopy_kvm_expect_host(PostcopyKvmBlock *b, ram_addr_t offset)
+{
+    set_bit_atomic(offset / b->page_size, b->host_wanted);
 }
 
 int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
@@ -276,6 +318,7 @@ int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
     PostcopyKvmBlock *b = rb->postcopy_kvm;
     bool ask;
 
+    postcopy_kvm_expect_host(b, offset);
     if (!postcopy_kvm_want(b, offset / b->page_size, &ask)) {
         /* Not mapped yet, or e.g. swapped out after it was */
         return postcopy_kvm_show_now(b, offset / b->page_size);

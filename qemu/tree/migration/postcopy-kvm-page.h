@@ -44,6 +44,12 @@ bool postcopy_kvm_missing(PostcopyKvmBlock *b, ram_addr_t offset);
 bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, RAMBlock *rb,
                            ram_addr_t offset, bool *asked);
 
+/*
+ * The page at @offset, in bytes, will be needed by others than vCPUs in the
+ * guest.  Comes before asking for it.
+ */
+void postcopy_kvm_expect_host(PostcopyKvmBlock *b, ram_addr_t offset);
+
 /* Let @w wait no more.  Returns false if it was woken before. */
 bool postcopy_kvm_unqueue(PostcopyKvmWaiter *w);
 

@@ -263,11 +263,37 @@ static const KVMUserfaultOps postcopy_kvm_ops = {
     .kick = postcopy_kvm_op_kick,
 };
 
+static const char not_available[] = "KVM Userfault is off or not available";
+
+static bool postcopy_kvm_fail_block(RAMBlock *rb, const char *why,
+                                    Error **errp)
+{
+    error_setg(errp, "post-copy can't serve %s, a guest_memfd: %s", rb->idstr,
+               why);
+    return false;
+}
+
 bool postcopy_kvm_supported(Error **errp)
 {
     bool available;
+    RAMBlock *rb;
 
-    return kvm_userfault_supported(&available, errp);
+    if (!kvm_userfault_supported(&available, errp)) {
+        return false;
+    }
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
+        if (postcopy_kvm_block_needed(rb)) {
+            const char *why = available ? postcopy_kvm_block_refuse(rb)
+                                        : not_available;
+
+            if (why) {
+                return postcopy_kvm_fail_block(rb, why, errp);
+            }
+        }
+    }
+    return true;
 }
 
 /* A destination may try again after a migration that failed. */
@@ -324,10 +350,12 @@ int postcopy_kvm_setup(MigrationIncomingState *mis, Error **errp)
 
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
-        const char *why = "KVM Userfault is off or not available";
+        const char *why = available ? postcopy_kvm_block_setup(rb)
+                                    : not_available;
 
-        if (available) {
-            why = postcopy_kvm_block_setup(rb);
+        if (why && postcopy_kvm_block_needed(rb)) {
+            postcopy_kvm_fail_block(rb, why, errp);
+            return -1;
         }
         if (why) {
             postcopy_kvm_fall_back(rb, why);
@@ -338,19 +366,23 @@ int postcopy_kvm_setup(MigrationIncomingState *mis, Error **errp)
 
 /*
  * KVM does not trap the vCPUs' accesses.  userfaultfd then catches theirs,
- * too, which the methods of the memory types can cope with.
+ * too, which the methods of most memory types can cope with.
  */
 static int postcopy_kvm_start_failed(Error *err, Error **errp)
 {
+    bool required = kvm_userfault_required();
     RAMBlock *rb;
 
-    if (kvm_userfault_required()) {
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
+        required |= postcopy_kvm_block_needed(rb);
+    }
+    if (required) {
         error_propagate(errp, err);
         return -1;
     }
 
     warn_reportf_err(err, "post-copy goes on with userfaultfd: ");
-    RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
         if (postcopy_kvm_owns(rb)) {
             postcopy_kvm_fall_back(rb, "refused by KVM");
@@ -424,6 +456,7 @@ static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
     w->opaque = r;
     r->nr++;
     qatomic_inc(&r->left);
+    postcopy_kvm_expect_host(rb->postcopy_kvm, offset);
     if (!postcopy_kvm_wait_for(w, rb, offset, &asked)) {
         postcopy_kvm_show_now(rb->postcopy_kvm, offset / rb->page_size);
         if (postcopy_kvm_unqueue(w)) {

@@ -31,6 +31,7 @@ FIXTURE(dirty) {
 
 FIXTURE_VARIANT(dirty) {
 	bool ring;
+	bool guest_memfd;
 	u64 manual_protect;
 };
 
@@ -50,6 +51,20 @@ FIXTURE_VARIANT_ADD(dirty, ring) {
 	.ring = true,
 };
 
+FIXTURE_VARIANT_ADD(dirty, log_guest_memfd) {
+	.guest_memfd = true,
+};
+
+FIXTURE_VARIANT_ADD(dirty, log_initially_set_guest_memfd) {
+	.guest_memfd = true,
+	.manual_protect = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
+};
+
+FIXTURE_VARIANT_ADD(dirty, ring_guest_memfd) {
+	.guest_memfd = true,
+	.ring = true,
+};
+
 FIXTURE_SETUP(dirty)
 {
 	struct dirty_vm *dvm = &self->dvm;
@@ -57,6 +72,8 @@ FIXTURE_SETUP(dirty)
 
 	if (variant->ring && !kvm_has_cap(KVM_CAP_DIRTY_LOG_RING_ACQ_REL))
 		SKIP(return, "no dirty ring");
+	if (variant->guest_memfd && !kvm_has_cap(KVM_CAP_GUEST_MEMFD_DIRTY_LOG))
+		SKIP(return, "no dirty log for guest_memfd");
 	if ((kvm_check_cap(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) & manual) != manual)
 		SKIP(return, "no KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 of this kind");
 
@@ -70,8 +87,10 @@ FIXTURE_SETUP(dirty)
 	dvm->vcpu = vm_vcpu_add(dvm->vm, 0, userfault_guest_code);
 	kvm_arch_vm_finalize_vcpus(dvm->vm);
 
-	userfault_slot_add(&dvm->slot, dvm->vm, VM_MEM_SRC_ANONYMOUS, USERFAULT_GPA,
-			   TEST_NPAGES);
+	userfault_slot_add(&dvm->slot, dvm->vm,
+			   variant->guest_memfd ? VM_MEM_SRC_GUEST_MEMFD :
+						  VM_MEM_SRC_ANONYMOUS,
+			   USERFAULT_GPA, TEST_NPAGES);
 	userfault_fill_all(&dvm->slot);
 }
 
