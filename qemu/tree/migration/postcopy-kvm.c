@@ -443,12 +443,18 @@ static void postcopy_kvm_run_count(RAMBlock *rb, ram_addr_t offset,
 
 static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
 {
+    PostcopyKvmBlock *b = rb->postcopy_kvm;
     PostcopyKvmRun *r = opaque;
     PostcopyKvmWaiter *w = &r->waiters[r->nr];
     bool asked;
 
     offset = ROUND_DOWN(offset, rb->page_size);
-    if (!postcopy_kvm_missing(rb->postcopy_kvm, offset)) {
+    postcopy_kvm_expect_host(b, offset);
+    if (!postcopy_kvm_missing(b, offset)) {
+        if (b->methods->direct) {
+            /* vCPUs can have it, KVM itself can't yet. */
+            postcopy_kvm_show_now(b, offset / b->page_size);
+        }
         return;
     }
 
@@ -456,9 +462,8 @@ static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
     w->opaque = r;
     r->nr++;
     qatomic_inc(&r->left);
-    postcopy_kvm_expect_host(rb->postcopy_kvm, offset);
     if (!postcopy_kvm_wait_for(w, rb, offset, &asked)) {
-        postcopy_kvm_show_now(rb->postcopy_kvm, offset / rb->page_size);
+        postcopy_kvm_show_now(b, offset / b->page_size);
         if (postcopy_kvm_unqueue(w)) {
             postcopy_kvm_run_unref(r);
         }

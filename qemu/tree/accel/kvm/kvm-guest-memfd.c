@@ -6,6 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/range.h"
 #include "migration/blocker.h"
 #include "system/kvm.h"
 #include "kvm-guest-memfd.h"
@@ -59,16 +60,35 @@ int kvm_guest_memfd_create_shared(uint64_t size, Error **errp)
     return fd;
 }
 
+/* Whether a slot is bound to any of the pages that @slot would be bound to. */
+static bool kvm_guest_memfd_is_bound(KVMMemoryListener *kml, KVMSlot *slot)
+{
+    int i;
+
+    for (i = 0; i < kml->nr_slots_allocated; i++) {
+        KVMSlot *other = &kml->slots[i];
+
+        if (other != slot && other->memory_size &&
+            (other->flags & KVM_MEM_GUEST_MEMFD) &&
+            ranges_overlap(other->ram_start_offset, other->memory_size,
+                           slot->ram_start_offset, slot->memory_size)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /*
  * Writes to read-only memory are MMIO, which KVM does not offer for a
  * guest_memfd, and it binds each page of one to one slot at the most.  So
- * read-only views of RAM, and all of other address spaces, go through QEMU's
- * mapping, as with any other type of memory.
+ * read-only and second views of RAM, e.g. SMRAM, and all of other address
+ * spaces go through QEMU's mapping, as with any other type of memory.
  */
-void kvm_guest_memfd_slot_init(KVMSlot *slot, RAMBlock *rb)
+void kvm_guest_memfd_slot_init(KVMMemoryListener *kml, KVMSlot *slot,
+                               RAMBlock *rb)
 {
-    if (slot->as_id || (slot->flags & KVM_MEM_READONLY) ||
-        !qemu_ram_is_guest_memfd(rb)) {
+    if (kml->as_id || (slot->flags & KVM_MEM_READONLY) ||
+        !qemu_ram_is_guest_memfd(rb) || kvm_guest_memfd_is_bound(kml, slot)) {
         return;
     }
 

@@ -14,6 +14,7 @@
  * @slot, for RAM of @rb, is about to be given to KVM.  Bind it to the file if
  * it can be.  Called with the BQL and kvm_slots_lock.
  */
-void kvm_guest_memfd_slot_init(KVMSlot *slot, RAMBlock *rb);
+void kvm_guest_memfd_slot_init(KVMMemoryListener *kml, KVMSlot *slot,
+                               RAMBlock *rb);
 
 #endif

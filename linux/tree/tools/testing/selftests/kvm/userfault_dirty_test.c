@@ -202,7 +202,9 @@ TEST_F(dirty, every_transition)
 
 	for (i = 0; i < ARRAY_SIZE(tour); i++) {
 		userfault_set_all(slot);
-		userfault_slot_set_flags(slot, flags[tour[i]]);
+		/* The first is what it is; guest_memfd slots refuse to change nothing. */
+		if (i)
+			userfault_slot_set_flags(slot, flags[tour[i]]);
 		check_state(&self->dvm, flags[tour[i]], page);
 		page += 2;
 	}
@@ -214,7 +216,7 @@ TEST_F(dirty, toggling_userfault_keeps_the_log)
 	struct userfault_slot *slot = &self->dvm.slot;
 	struct dirty_pages dirty;
 
-	slot->base_flags = KVM_MEM_LOG_DIRTY_PAGES;
+	slot->base_flags |= KVM_MEM_LOG_DIRTY_PAGES;
 	userfault_off(slot);
 	collect(&self->dvm, &dirty);
 
@@ -232,7 +234,7 @@ TEST_F(dirty, write_to_a_protected_page_exits)
 	struct userfault_slot *slot = &self->dvm.slot;
 	struct dirty_pages dirty;
 
-	slot->base_flags = KVM_MEM_LOG_DIRTY_PAGES;
+	slot->base_flags |= KVM_MEM_LOG_DIRTY_PAGES;
 	userfault_on(slot);
 	collect(&self->dvm, &dirty);
 	guest_access(self->dvm.vcpu, slot, GUEST_WRITE, 30, 1);

@@ -179,6 +179,8 @@ static inline void __userfault_slot_add(struct userfault_slot *slot,
 
 	userfault_slot_init(slot, vm, gpa, npages);
 	slot->base_flags = flags;
+	if (src_type == VM_MEM_SRC_GUEST_MEMFD)
+		slot->base_flags |= KVM_MEM_GUEST_MEMFD;
 	vm_userspace_mem_region_add(vm, src_type, gpa, slot->id, guest_npages, flags);
 
 	if (backing_src_is_shared(src_type))
