@@ -7,7 +7,7 @@ USERFAULT = auto
 MEMORY = memfd
 SIZE = 512
 TOUCHED = 256
-# Of "make bench-kernel": x86 or arm64.
+# Of "make demo" and "make bench-kernel": x86 or arm64.
 ARCH = x86
 # Of "make soak": how long, and --resume to count on from the last time.
 MINUTES = 10
@@ -34,11 +34,11 @@ ready: build/build.ninja
 all: ready
 	@ninja -C build
 
-#: make demo       migrate a guest that works [USERFAULT=off] [MEMORY=anonymous]
+#: make demo       migrate a guest that works [MEMORY=guest-memfd] [ARCH=arm64] [USERFAULT=off]
 demo: ready
-	@ninja -C build demo-parts
+	@ninja -C build demo-parts$(if $(filter arm64,$(ARCH)),-arm64)
 	@mkdir -p build/demo
-	@rig/migrate --userfault $(USERFAULT) --memory $(MEMORY) \
+	@rig/migrate --arch $(ARCH) --userfault $(USERFAULT) --memory $(MEMORY) \
 		--memory-mib $(SIZE) --touched-mib $(TOUCHED) --logs build/demo \
 		--json build/demo/report.json --plot build/demo/report.png
 

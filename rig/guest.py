@@ -3,12 +3,33 @@
 import json
 import threading
 import time
+from dataclasses import dataclass
 
 from errors import RigError, Timeout
 from vhost import TOP
 
 PORTS = '/dev/virtio-ports/'
 HUGE_MIB = 2
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What differs between guests. Paths are relative to TOP."""
+    machines: tuple     # the default, and others
+    cpu: str
+    console: str
+    qemu: str           # runs in a virtual host of the same architecture
+    initramfs: str
+
+
+GUESTS = {
+    'x86': Guest(('q35', 'pc'), 'max', 'ttyS0',
+                 'build/qemu/obj/qemu-system-x86_64',
+                 'build/guest/initramfs.cpio'),
+    'arm64': Guest(('virt,gic-version=3',), 'host', 'ttyAMA0',
+                   'build/qemu/obj-arm64/qemu-system-aarch64',
+                   'build/guest-arm64/initramfs.cpio'),
+}
 
 # Kinds of guest memory: a -object for each backend, which share the guest's RAM
 # evenly.
@@ -58,7 +79,8 @@ def qemu_command(scenario, host):
     one process outside holds all the strings.
     """
     command = [
-        str(TOP / 'rig/qemu-job'), str(scenario.delay_us), str(scenario.runs),
+        # A shell of the host's architecture, not the one that qemu-job names
+        'sh', str(TOP / 'rig/qemu-job'), str(scenario.delay_us), str(scenario.runs),
         str(scenario.guest_qemu(host)), '-name', 'guest,debug-threads=on',
         '-nodefaults', '-no-user-config', '-no-reboot',
         '-display', 'none', '-L', str(scenario.firmware),
@@ -67,7 +89,7 @@ def qemu_command(scenario, host):
         '-smp', str(scenario.vcpus),
         '-kernel', str(scenario.guest_kernel),
         '-initrd', str(scenario.initramfs),
-        '-append', 'console=ttyS0 quiet panic=-1 oops=panic '
+        '-append', f'console={GUESTS[scenario.arch].console} quiet panic=-1 oops=panic '
         f'pagecheck.mib={scenario.touched_mib}',
         '-serial', 'stdio',
         '-chardev', f'pipe,id=qmp,path={PORTS}qmp',

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from errors import RigError, Timeout, check_warnings
-from guest import GuestFeed, huge_pages, qemu_command
+from guest import GUESTS, GuestFeed, huge_pages, qemu_command
 from monitor import Monitor, MonitorError, accel_properties
 from vhost import TOP, Options, VirtualHost, pair_options
 
@@ -26,8 +26,12 @@ ENDED = ('completed', 'failed', 'cancelled')
 
 @dataclass
 class Scenario:
-    """What to migrate, and how. Paths are those of the real machine."""
-    machine: str = 'q35'            # the guest's, or 'pc'
+    """What to migrate, and how. Paths are those of the real machine.
+
+    None stands for what the architecture has by default.
+    """
+    arch: str = 'x86'               # of hosts and guest
+    machine: str = None             # the guest's: one of guest.GUESTS
     vcpus: int = 4
     memory: str = 'memfd'           # a key of guest.MEMORY
     memory_mib: int = 512
@@ -40,15 +44,15 @@ class Scenario:
     delay_us: int = 0               # added to each packet, one way
     measure: float = 3              # of work before, and of work after
     timeout: float = 300            # of the migration, and of each wait
-    qemu: Path = field(default_factory=lambda: Options().qemu)
-    qemu_a: Path = None             # of the guest on the source; default: qemu
+    qemu: Path = None               # the emulator of the hosts
+    qemu_a: Path = None             # of the guest on the source
     qemu_b: Path = None             # and on the destination
     firmware: Path = field(default_factory=lambda: Options().firmware)
-    kernel_a: Path = field(default_factory=lambda: Options().kernel)
-    kernel_b: Path = field(default_factory=lambda: Options().kernel)
-    guest_kernel: Path = field(default_factory=lambda: Options().kernel)
-    guest_cpu: str = 'max'
-    initramfs: Path = TOP / 'build/guest/initramfs.cpio'
+    kernel_a: Path = None
+    kernel_b: Path = None
+    guest_kernel: Path = None
+    guest_cpu: str = None
+    initramfs: Path = None
     host_cpus: int = 2
     host_threads: str = 'multi'
     host_memory: int = 0            # MiB; 0: what the guest needs, and some
@@ -61,14 +65,22 @@ class Scenario:
 
     def __post_init__(self):
         """Paths must mean the same inside the hosts."""
-        for name in ('qemu', 'firmware', 'kernel_a', 'kernel_b',
-                     'guest_kernel', 'initramfs', 'logs'):
+        host, guest = Options(arch=self.arch), GUESTS[self.arch]
+        for name, default in (
+                ('machine', guest.machines[0]), ('guest_cpu', guest.cpu),
+                ('qemu', host.qemu), ('kernel_a', host.kernel),
+                ('kernel_b', host.kernel), ('guest_kernel', host.kernel),
+                ('qemu_a', TOP / guest.qemu), ('qemu_b', TOP / guest.qemu),
+                ('initramfs', TOP / guest.initramfs)):
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+        for name in ('qemu', 'qemu_a', 'qemu_b', 'firmware', 'kernel_a',
+                     'kernel_b', 'guest_kernel', 'initramfs', 'logs'):
             setattr(self, name, Path(getattr(self, name)).absolute())
 
     def guest_qemu(self, host):
         """The QEMU that the guest runs in on host a or b."""
-        return Path({'a': self.qemu_a, 'b': self.qemu_b}[host]
-                    or self.qemu).absolute()
+        return {'a': self.qemu_a, 'b': self.qemu_b}[host]
 
     def host_options(self):
         """Options of the two virtual hosts."""
@@ -76,7 +88,7 @@ class Scenario:
         huge = huge_pages(self)
         if huge and not self.host_memory:
             memory += self.memory_mib
-        common = Options(qemu=self.qemu, firmware=self.firmware,
+        common = Options(arch=self.arch, qemu=self.qemu, firmware=self.firmware,
                          cpus=self.host_cpus, memory=memory,
                          threads=self.host_threads,
                          append=f'{self._network()} {huge} {self.append}',
@@ -175,9 +187,11 @@ class Migration:
                      scenario.initramfs, scenario.guest_kernel):
             if not Path(path).exists():
                 raise RigError(f'{path} is missing: has it been built?')
+        # A QEMU of another architecture can't be asked here, and is ours.
         scenario.userfault_known = tuple(
-            host for host in 'ab' if 'userfault' in accel_properties(
-                scenario.guest_qemu(host), scenario.firmware))
+            host for host in 'ab' if scenario.arch != 'x86' or
+            'userfault' in accel_properties(scenario.guest_qemu(host),
+                                            scenario.firmware))
         if scenario.userfault == 'on' and 'b' not in scenario.userfault_known:
             raise RigError(f'{scenario.guest_qemu("b")} has no '
                            '-accel kvm,userfault=')
@@ -265,6 +279,7 @@ class Migration:
         self.raw['source'] = self.monitors[self.source]('query-migrate')
         self.raw['destination'] = self.monitors[self.destination](
             'query-migrate')
+        self.raw['version'] = self.monitors[self.destination]('query-version')
 
     def _sample(self):
         """Take one sample and act on it. True once both sides completed."""

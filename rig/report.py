@@ -7,7 +7,7 @@ KVM Userfault does not know is 0 or null.
 import json
 import os
 import platform
-import subprocess
+import re
 
 PAGE = 4096
 
@@ -15,7 +15,8 @@ PAGE = 4096
 def make_report(migration):
     """The report as a dict that goes into report.json as it is."""
     scenario = migration.scenario
-    report = {'status': migration.raw['source']['status'], **_scenario(scenario)}
+    report = {'status': migration.raw['source']['status'],
+              'qemu': _qemu_version(migration), **_scenario(scenario)}
     report.update(_timing(migration))
     report.update(_pages(migration))
     report.update(_guest(migration))
@@ -32,7 +33,7 @@ def _scenario(scenario):
     return {
         'kernel': _kernel_version(scenario.kernel_b),
         'kernel_source': _kernel_version(scenario.kernel_a),
-        'qemu': _qemu_version(scenario.guest_qemu('b')),
+        'arch': scenario.arch,
         'machine_type': scenario.machine,
         'vcpus': scenario.vcpus,
         'memory': scenario.memory,
@@ -49,19 +50,23 @@ def _scenario(scenario):
 
 
 def _kernel_version(image):
-    """The version string in a bzImage's header, at the offset it names."""
+    """The version string in a bzImage's header, at the offset it names.
+
+    An arm64 Image has none there, but says it when it boots.
+    """
     with open(image, 'rb') as stream:
         header = stream.read(0x8000)
-    if header[0x202:0x206] != b'HdrS':
-        return str(image)
+        if header[0x202:0x206] != b'HdrS':
+            banner = re.search(rb'Linux version (\S+)', stream.read())
+            return banner[1].decode('ascii', 'replace') if banner else str(image)
     start = int.from_bytes(header[0x20e:0x210], 'little') + 0x200
     return header[start:start + 200].split(b'\0')[0].decode('ascii', 'replace')
 
 
-def _qemu_version(qemu):
-    done = subprocess.run([str(qemu), '--version'], text=True,
-                          capture_output=True)
-    return done.stdout.partition('\n')[0].removeprefix('QEMU emulator version ')
+def _qemu_version(migration):
+    """Of the destination, which is asked because it may not run here."""
+    version = migration.raw['version']
+    return '{major}.{minor}.{micro}'.format(**version['qemu']) + version['package']
 
 
 def _processor():
