@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The tables and the picture of tests/bench-migrate."""
 
-COLOURS = ['#8d99ae', '#e8a33d', '#1d7874', '#d1495b']
+COLOURS = ['#8d99ae', '#e8a33d', '#1d7874', '#d1495b', '#2b2d42']
 
 # Title, and what it takes from the medians of a mode.
 MEASURES = [

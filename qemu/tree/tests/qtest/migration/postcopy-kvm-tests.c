@@ -164,12 +164,27 @@ static void *slow_down(QTestState *from, QTestState *to)
     return NULL;
 }
 
+#ifdef CONFIG_GNUTLS
+static void *slow_down_tls(QTestState *from, QTestState *to)
+{
+    slow_down(from, to);
+    return migrate_hook_start_tls_psk_match(from, to);
+}
+
+static void assert_used_tls(QTestState *from, QTestState *to, void *opaque)
+{
+    assert_used(from, to, NULL);
+    migrate_hook_end_tls_psk(from, to, opaque);
+}
+#endif
+
 typedef struct KvmTest {
     const char *name;
     MemType mem_type;
     MigrationCapability cap;    /* beside those of any post-copy; 0: none */
     bool preempt;
     bool recovery;
+    bool tls;
     MigrateCommon args;
 } KvmTest;
 
@@ -188,6 +203,12 @@ static const KvmTest kvm_tests[] = {
     { "preempt/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true },
     { "preempt/multifd", MEM_TYPE_MEMFD, .preempt = true,
       .cap = MIGRATION_CAPABILITY_MULTIFD },
+#ifdef CONFIG_GNUTLS
+    { "tls/psk", MEM_TYPE_MEMFD, .tls = true },
+    { "preempt/tls/psk", MEM_TYPE_MEMFD, .preempt = true, .tls = true },
+    { "preempt/recovery/tls/psk", MEM_TYPE_MEMFD, .preempt = true,
+      .recovery = true, .tls = true },
+#endif
     { "recovery/plain", MEM_TYPE_MEMFD, .recovery = true },
     { "recovery/anonymous", MEM_TYPE_ANON, .recovery = true },
     { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
@@ -230,10 +251,20 @@ static void run_kvm_test(const KvmTest *test)
         args.start.caps[test->cap] = true;
     }
 
+    if (!test->recovery) {
+        args.start_hook = slow_down;
+    }
+#ifdef CONFIG_GNUTLS
+    if (test->tls) {
+        args.start_hook = test->recovery ? migrate_hook_start_tls_psk_match
+                                         : slow_down_tls;
+        args.end_hook = assert_used_tls;
+    }
+#endif
+
     if (test->recovery) {
         test_postcopy_recovery_common(&args);
     } else {
-        args.start_hook = slow_down;
         test_postcopy_common(&args);
     }
 }
