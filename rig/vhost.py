@@ -74,6 +74,7 @@ class Options:
     append: str = ''                # more of the kernel command line
     timeout: float = 600
     log: Path = None                # serial log; default build/rig/NAME.serial.log
+    layer: Path = None              # folder laid over the root
     share: Path = None              # folder seen read-write at SHARE
     ports: dict = field(default_factory=dict)   # name: path of a unix socket
     pipes: tuple = ()               # names of ports for VirtualHost.sockets
@@ -234,10 +235,12 @@ class VirtualHost:
 
     def _kernel_line(self, arch):
         """init, a script, needs a shell of the host's architecture."""
-        init = f'init={TOP}/rig/init'
+        layer = (f'RIG_LAYER={Path(self.options.layer).absolute()} '
+                 if self.options.layer else '')
+        init = f'{layer}init={TOP}/rig/init'
         if arch.userland:
             path = TOP / arch.userland
-            init = f'RIG_PATH={path} init={path}/sh -- {TOP}/rig/init'
+            init = f'{layer}RIG_PATH={path} init={path}/sh -- {TOP}/rig/init'
         return (f'console={arch.console} root=root rootfstype=9p ro rootflags='
                 'trans=virtio,version=9p2000.L,cache=loose,msize=512000 '
                 f'panic=-1 oops=panic {_clock(self.options.arch)} '

@@ -78,7 +78,10 @@ class Apt:
             (self.home / sub).mkdir(parents=True, exist_ok=True)
         kind = 'deb-src' if base.kind == 'source' else 'deb'
         self.arch = base.keys.get('architecture')
-        self.package = ':'.join(filter(None, [base.package, self.arch]))
+        # A binary base may be several packages, of one version.
+        self.packages = [':'.join(filter(None, [package, self.arch]))
+                         for package in base.package.split()]
+        self.package = self.packages[0]
         self.sources = self.home / 'sources.list'
         limit = f'arch={self.arch} ' if self.arch else ''
         self.sources.write_text(f'{kind} [{limit}signed-by={KEYRING}] '
@@ -102,14 +105,16 @@ class Apt:
 
     def download(self, folder):
         base = self.base
-        what = f'{self.package}={base.package_version}'
+        wanted = [f'{package}={base.package_version}'
+                  for package in self.packages]
+        what = ' '.join(wanted)
         try:
             self.get('update')
             if base.kind == 'source':
-                self.get('source', '--download-only', '--only-source', what,
+                self.get('source', '--download-only', '--only-source', *wanted,
                          cwd=folder)
             else:
-                self.get('download', what, cwd=folder)
+                self.get('download', *wanted, cwd=folder)
         except CarryError as err:
             raise CarryError(f'apt has no {what} in {base.suite}\n{err}\n'
                              f'{self.newest()}') from err

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two virtual hosts with libvirt, and an operator who types commands.
+
+The hosts run libvirt's own daemons, unmodified, with the project's QEMU as
+<emulator> and its kernel. Operator types commands in them by way of rig/agent.py and
+prints each before what it says. Nothing of it goes through the hosts' network but
+what libvirt and QEMU send.
+"""
+
+import json
+import shlex
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from agent import Agent
+from errors import RigError
+from vhost import TOP, Options, VirtualHost, pair_options
+
+ADDRESSES = {'a': '10.77.0.1', 'b': '10.77.0.2'}
+GUEST_PORT = '/run/guest.sock'
+
+# Talk to pagecheck through the channel's socket: send a word, wait for an event.
+TALK = '''
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(float(sys.argv[4]))
+s.connect(sys.argv[1])
+s.sendall((sys.argv[2] + '\\n').encode() if sys.argv[2] else b'')
+if not sys.argv[3]:
+    sys.exit()
+for line in s.makefile():
+    try:
+        event = json.loads(line)
+    except ValueError:
+        continue        # begun before somebody listened
+    if event.get('event') == sys.argv[3]:
+        print(line, end='')
+        break
+'''
+
+
+class CommandFailed(RigError):
+    """A command did not end as it had to."""
+
+
+def domain_xml(name, memory='memfd', memory_mib=384, touched_mib=128, vcpus=2,
+               userfault=None):
+    """A domain whose guest is pagecheck."""
+    backing = {
+        'memfd': "<memoryBacking><source type='memfd'/><access mode='shared'/>"
+                 '</memoryBacking>',
+        'anonymous': '',
+    }[memory]
+    override = (f"<qemu:arg value='-accel'/><qemu:arg value='kvm,userfault={userfault}'/>"
+                if userfault else '')
+    return f'''
+<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>{name}</name>
+  <memory unit='MiB'>{memory_mib}</memory>
+  {backing}
+  <vcpu>{vcpus}</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{TOP}/build/linux/obj/arch/x86/boot/bzImage</kernel>
+    <initrd>{TOP}/build/guest/initramfs.cpio</initrd>
+    <cmdline>console=ttyS0 quiet panic=-1 oops=panic pagecheck.mib={touched_mib}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='host-passthrough' migratable='off'/>
+  <devices>
+    <emulator>{TOP}/build/qemu/obj/qemu-system-x86_64</emulator>
+    <serial type='file'><source path='/var/log/libvirt/{name}-console.log'/></serial>
+    <channel type='unix'>
+      <source mode='bind' path='{GUEST_PORT}'/>
+      <target type='virtio' name='guest'/>
+    </channel>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+  </devices>
+  <qemu:commandline>
+    <qemu:arg value='-L'/><qemu:arg value='{TOP}/build/firmware'/>
+    {override}
+  </qemu:commandline>
+</domain>
+'''
+
+
+def make_pki(folder):
+    """Certificates for hosts a and b, and their authority, made on the spot."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def openssl(*words, text=None):
+        subprocess.run(['openssl', *words], cwd=folder, check=True, input=text,
+                       text=True, capture_output=True)
+
+    openssl('req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj',
+            '/CN=rig', '-keyout', 'ca-key.pem', '-out', 'ca.pem')
+    openssl('req', '-newkey', 'rsa:2048', '-nodes', '-subj', '/CN=hosts',
+            '-keyout', 'key.pem', '-out', 'request.pem')
+    (folder / 'extensions').write_text(
+        'subjectAltName=DNS:a,DNS:b,IP:10.77.0.1,IP:10.77.0.2\n'
+        'extendedKeyUsage=serverAuth,clientAuth\n')
+    openssl('x509', '-req', '-in', 'request.pem', '-CA', 'ca.pem', '-CAkey',
+            'ca-key.pem', '-CAcreateserial', '-days', '2', '-extfile',
+            'extensions', '-out', 'cert.pem')
+    return folder
+
+
+class Operator:
+    """Two hosts, and somebody who types commands in them; a context manager."""
+
+    def __init__(self, logs, show, timeout=300):
+        """show is called with each line that a person would see."""
+        self.logs = Path(logs)
+        self.show = show
+        self.timeout = timeout
+        self.hosts = {}
+        self.agents = {}
+        self._stack = ExitStack()
+
+    def __enter__(self):
+        common = Options(memory=1800, layer=TOP / 'build/libvirt',
+                         timeout=self.timeout, pipes=('agent',),
+                         log=self.logs / 'x.serial.log')
+        with ExitStack() as stack:
+            for options in pair_options(common):
+                host = stack.enter_context(
+                    VirtualHost(options, [TOP / 'rig/agent.py']))
+                self.hosts[options.name] = host
+                self.agents[options.name] = Agent(options.name,
+                                                  host.sockets['agent'])
+            pki = make_pki(self.logs / 'pki')
+            for name in self.hosts:
+                self.quietly(name, [TOP / 'rig/libvirt-setup', pki])
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc):
+        try:
+            if exc[0] is None:
+                for agent in self.agents.values():
+                    agent.quit()
+                for host in self.hosts.values():
+                    host.wait()     # complains if the kernel did
+        finally:
+            self._stack.close()
+
+    def check(self):
+        """Raise if a host is gone."""
+        for host in self.hosts.values():
+            host.check()
+
+    def start(self, host, words, text=''):
+        """Start a command; finish() has what it returns."""
+        self.show(f'{host}$ {shlex.join(map(str, words))}')
+        return host, words, self.agents[host].start(words, text, self.timeout)
+
+    def finish(self, started, status=0):
+        """The output of a command, which has to end with that status.
+
+        None: any but 0.
+        """
+        host, words, number = started
+        got, output = self.agents[host].wait(number, self.check)
+        # virsh draws its progress over itself: the last state will do.
+        for line in output.replace('\r', '\n').splitlines():
+            if line.strip() and not line.startswith('Migration: ['):
+                self.show(line)
+        if got != status if status is not None else got == 0:
+            raise CommandFailed(f'on {host}: {shlex.join(map(str, words))}: exit '
+                                f'status {got}\n{output[-2000:]}')
+        return output
+
+    def type(self, host, line, status=0):
+        """A command as a person types it. Returns its output."""
+        return self.finish(self.start(host, shlex.split(line)), status)
+
+    def quietly(self, host, words, text=''):
+        """A command that a person would not type. Returns its output."""
+        status, output = self.agents[host].wait(
+            self.agents[host].start(words, text, self.timeout), self.check)
+        if status:
+            raise CommandFailed(f'on {host}: {shlex.join(map(str, words))}: exit '
+                                f'status {status}\n{output[-2000:]}')
+        return output
+
+    # The guest
+
+    def talk(self, host, word, event):
+        """Send the guest a word, if any, and return the report of an event, if any."""
+        text = self.quietly(host, ['python3', '-c', TALK, GUEST_PORT, word,
+                                   event, self.timeout])
+        return json.loads(text) if text else None
+
+    def verify(self, host):
+        """Have the guest verify its memory: (pages, wrong, lost)."""
+        report = self.talk(host, 'verify', 'verified')
+        self.talk(host, 'run', '')
+        return report['pages'], report['wrong'], report['lost']
+
+    def query_migrate(self, host, name):
+        """What QEMU says, by way of libvirt."""
+        text = self.quietly(host, ['virsh', 'qemu-monitor-command', name,
+                                   '{"execute":"query-migrate"}'])
+        return json.loads(text)['return']
+
+    def state(self, host, name):
+        """libvirt's word for the domain's state, and the reason."""
+        return self.type(host, f'virsh domstate --reason {name}').strip()
+
+    def wait_for_state(self, host, name, wanted, limit=120):
+        """Wait until the domain's state and reason have that in them."""
+        end = time.monotonic() + limit
+        while wanted not in (state := self.quietly(
+                host, ['virsh', 'domstate', '--reason', name]).strip()):
+            if time.monotonic() > end:
+                raise CommandFailed(f'{name} on {host} is {state}, not {wanted}')
+            time.sleep(0.3)
+        return state
+
+    def cut(self, name):
+        """Take a host's network away, or give it back with join()."""
+        self.type(name, 'ip link set eth0 down')
+
+    def join(self, name):
+        """Give a host's network back."""
+        self.type(name, 'ip link set eth0 up')
