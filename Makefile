@@ -42,6 +42,11 @@ demo: ready
 		--memory-mib $(SIZE) --touched-mib $(TOUCHED) --logs build/demo \
 		--json build/demo/report.json --plot build/demo/report.png
 
+#: make demo-libvirt  virsh migrate --postcopy between two hosts, all its ways
+demo-libvirt: ready
+	@ninja -C build demo-libvirt-parts
+	@tests/libvirt --demo
+
 #: make check      every test, and a summary [SUITE="style series ..."]
 check: ready
 	@ninja -C build
@@ -88,5 +93,5 @@ clean:
 distclean:
 	scripts/distclean
 
-.PHONY: help deps configure ready all demo check check-debug check-kvm check-pages \
+.PHONY: help deps configure ready all demo demo-libvirt check check-debug check-kvm check-pages \
 	bench-kernel bench-migrate soak clean distclean

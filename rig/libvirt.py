@@ -53,7 +53,9 @@ def domain_xml(name, memory='memfd', memory_mib=384, touched_mib=128, vcpus=2,
                  '</memoryBacking>',
         'anonymous': '',
     }[memory]
-    override = (f"<qemu:arg value='-accel'/><qemu:arg value='kvm,userfault={userfault}'/>"
+    # libvirt writes -accel itself, and the first one counts.
+    override = ("<qemu:arg value='-machine'/>"
+                f"<qemu:arg value='kvm-userfault={userfault}'/>"
                 if userfault else '')
     return f'''
 <domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
