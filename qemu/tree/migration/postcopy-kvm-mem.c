@@ -312,14 +312,15 @@ static int guest_memfd_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
 {
     ssize_t len = RETRY_ON_EINTR(pwrite(b->rb->fd, from, b->page_size,
                                         b->rb->fd_offset + offset));
+    int err = errno;
 
     if (len == b->page_size) {
         return 0;
     }
 
     error_report("post-copy: can't write %s+0x" RAM_ADDR_FMT ": %s",
-                 b->rb->idstr, offset, strerror(errno));
-    return -errno;
+                 b->rb->idstr, offset, strerror(err));
+    return -err;
 }
 
 static int guest_memfd_fill_zero(PostcopyKvmBlock *b, int uffd,

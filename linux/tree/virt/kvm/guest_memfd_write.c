@@ -17,7 +17,7 @@
 
 /*
  * Move the contents of @src to a folio that was allocated, but not filled, at
- * @index.  Returns -EEXIST if it was filled.
+ * @index.  Returns -EEXIST if it was filled, -EHWPOISON if it is broken.
  */
 static int kvm_gmem_fill_allocated(struct inode *inode, pgoff_t index,
 				   struct folio *src)
@@ -29,7 +29,9 @@ static int kvm_gmem_fill_allocated(struct inode *inode, pgoff_t index,
 	if (IS_ERR(folio))
 		return -EAGAIN;
 
-	if (!folio_test_uptodate(folio)) {
+	if (folio_test_hwpoison(folio)) {
+		ret = -EHWPOISON;
+	} else if (!folio_test_uptodate(folio)) {
 		copy_highpage(folio_page(folio, 0), folio_page(src, 0));
 		folio_mark_uptodate(folio);
 		ret = 0;
