@@ -86,7 +86,7 @@ soak: ready
 
 #: make clean      remove what was built, keep the prepared sources
 clean:
-	rm -rf build/*/obj* build/linux/headers* build/selftests* build/guest \
+	rm -rf build/*/obj* build/linux/headers* build/selftests* build/guest* build/libvirt \
 		build/firmware build/demo
 
 #: make distclean  remove build/; the cache folder stays

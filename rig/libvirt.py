@@ -18,7 +18,6 @@ from agent import Agent
 from errors import RigError
 from vhost import TOP, Options, VirtualHost, pair_options
 
-ADDRESSES = {'a': '10.77.0.1', 'b': '10.77.0.2'}
 GUEST_PORT = '/run/guest.sock'
 
 # Talk to pagecheck through the channel's socket: send a word, wait for an event.
