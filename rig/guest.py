@@ -5,11 +5,14 @@ import threading
 import time
 from dataclasses import dataclass
 
+from client import guest_ip_parameter
 from errors import RigError, Timeout
-from vhost import TOP
+from vhost import MTU, SHARE, TOP
 
 PORTS = '/dev/virtio-ports/'
 HUGE_MIB = 2
+DISK_MIB = 8
+TAP = 'tap0'        # qemu-job makes it
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ GUESTS = {
 # evenly.
 _MEMFD = 'memory-backend-memfd,share=on'
 _ANONYMOUS = 'memory-backend-ram'
+_GUEST_MEMFD = 'memory-backend-guest-memfd'
 _HUGETLB = f'memory-backend-memfd,share=on,hugetlb=on,hugetlbsize={HUGE_MIB}M'
 MEMORY = {
     'memfd': [_MEMFD],
@@ -42,9 +46,14 @@ MEMORY = {
     'hugetlb': [_HUGETLB],
     'hugetlb-private': [_HUGETLB.replace('share=on', 'share=off')],
     'tmpfs': ['memory-backend-file,share=on,mem-path=/dev/shm/'],
-    'guest-memfd': ['memory-backend-guest-memfd'],
+    'guest-memfd': [_GUEST_MEMFD],
+    'guest-memfd-nodes': [f'{_GUEST_MEMFD},prealloc=on',
+                          f'{_GUEST_MEMFD},host-nodes=0,policy=bind'],
     'mixed': [_MEMFD, _ANONYMOUS],
 }
+
+# Who serves the queues of the guest's NIC: nobody, QEMU, or the host's kernel.
+NICS = {'none': None, 'virtio': 'vhost=off', 'vhost': 'vhost=on'}
 
 
 def huge_pages(scenario):
@@ -72,6 +81,19 @@ def memory_arguments(scenario):
     return words
 
 
+def device_arguments(scenario):
+    """The guest's NIC, at a bridge of the host's, and its disk."""
+    words = []
+    if scenario.nic != 'none':
+        words += ['-netdev', f'tap,id=net,ifname={TAP},script=no,downscript=no,'
+                  + NICS[scenario.nic], '-device',
+                  f'virtio-net-pci,netdev=net,romfile=,host_mtu={MTU}']
+    if scenario.disk:
+        words += ['-drive', f'file={SHARE}/disk.raw,format=raw,cache=none,'
+                  'if=none,id=disk', '-device', 'virtio-blk-pci,drive=disk']
+    return words
+
+
 def qemu_command(scenario, host):
     """argv of the QEMU inside a virtual host, a or b; b waits for the guest.
 
@@ -81,6 +103,7 @@ def qemu_command(scenario, host):
     command = [
         # A shell of the host's architecture, not the one that qemu-job names
         'sh', str(TOP / 'rig/qemu-job'), str(scenario.delay_us), str(scenario.runs),
+        '' if scenario.nic == 'none' else TAP,
         str(scenario.guest_qemu(host)), '-name', 'guest,debug-threads=on',
         '-nodefaults', '-no-user-config', '-no-reboot',
         '-display', 'none', '-L', str(scenario.firmware),
@@ -90,13 +113,15 @@ def qemu_command(scenario, host):
         '-kernel', str(scenario.guest_kernel),
         '-initrd', str(scenario.initramfs),
         '-append', f'console={GUESTS[scenario.arch].console} quiet panic=-1 oops=panic '
-        f'pagecheck.mib={scenario.touched_mib}',
+        f'pagecheck.mib={scenario.touched_mib} '
+        + ('' if scenario.nic == 'none' else guest_ip_parameter()),
         '-serial', 'stdio',
         '-chardev', f'pipe,id=qmp,path={PORTS}qmp',
         '-mon', 'chardev=qmp,mode=control',
         '-device', 'virtio-serial-pci',
         '-chardev', f'pipe,id=guest,path={PORTS}guest',
-        '-device', 'virtserialport,chardev=guest,name=guest']
+        '-device', 'virtserialport,chardev=guest,name=guest',
+        *device_arguments(scenario)]
     for event in scenario.trace:
         command += ['-trace', event]
     return command + (['-incoming', 'defer'] if host == 'b' else [])

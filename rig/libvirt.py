@@ -15,10 +15,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from agent import Agent
+from client import Client, guest_ip_parameter
 from errors import RigError
-from vhost import TOP, Options, VirtualHost, pair_options
+from vhost import TOP, Options, VirtualHost, trio_options
 
 GUEST_PORT = '/run/guest.sock'
+IMAGE = '/var/lib/libvirt/images/{}.qcow2'
+IMAGE_SIZE = '8M'
+QEMU_IMG = TOP / 'build/qemu/obj/qemu-img'
 
 # Talk to pagecheck through the channel's socket: send a word, wait for an event.
 TALK = '''
@@ -46,7 +50,7 @@ class CommandFailed(RigError):
 
 def domain_xml(name, memory='memfd', memory_mib=384, touched_mib=128, vcpus=2,
                userfault=None):
-    """A domain whose guest is pagecheck."""
+    """A domain whose guest is pagecheck, with a disk and a NIC."""
     backing = {
         'memfd': "<memoryBacking><source type='memfd'/><access mode='shared'/>"
                  '</memoryBacking>',
@@ -66,7 +70,8 @@ def domain_xml(name, memory='memfd', memory_mib=384, touched_mib=128, vcpus=2,
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{TOP}/build/linux/obj/arch/x86/boot/bzImage</kernel>
     <initrd>{TOP}/build/guest/initramfs.cpio</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 oops=panic pagecheck.mib={touched_mib}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 oops=panic pagecheck.mib={touched_mib} \
+{guest_ip_parameter()}</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='host-passthrough' migratable='off'/>
@@ -77,6 +82,17 @@ def domain_xml(name, memory='memfd', memory_mib=384, touched_mib=128, vcpus=2,
       <source mode='bind' path='{GUEST_PORT}'/>
       <target type='virtio' name='guest'/>
     </channel>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' cache='none'/>
+      <source file='{IMAGE.format(name)}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <interface type='bridge'>
+      <source bridge='br0'/>
+      <model type='virtio'/>
+      <driver name='vhost'/>
+      <rom enabled='no'/>
+    </interface>
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
   </devices>
@@ -110,7 +126,10 @@ def make_pki(folder):
 
 
 class Operator:
-    """Two hosts, and somebody who types commands in them; a context manager."""
+    """Two hosts, and somebody who types commands in them; a context manager.
+
+    The client on the third host, c, is there for whoever wants a session.
+    """
 
     def __init__(self, logs, show, timeout=300):
         """show is called with each line that a person would see."""
@@ -119,14 +138,19 @@ class Operator:
         self.timeout = timeout
         self.hosts = {}
         self.agents = {}
+        self.client = None
         self._stack = ExitStack()
 
     def __enter__(self):
         common = Options(memory=1800, layer=TOP / 'build/libvirt',
-                         timeout=self.timeout, pipes=('agent',),
+                         timeout=self.timeout, pipes=('agent',), bridge=True,
                          log=self.logs / 'x.serial.log')
+        client = Options(cpus=1, memory=512, timeout=self.timeout,
+                         pipes=('agent',), log=common.log)
         with ExitStack() as stack:
-            for options in pair_options(common):
+            *pair, third = trio_options(common, client)
+            self.client = stack.enter_context(Client(third))
+            for options in pair:
                 host = stack.enter_context(
                     VirtualHost(options, [TOP / 'rig/agent.py']))
                 self.hosts[options.name] = host
@@ -145,6 +169,7 @@ class Operator:
                     agent.quit()
                 for host in self.hosts.values():
                     host.wait()     # complains if the kernel did
+                self.client.power_off()
         finally:
             self._stack.close()
 
@@ -196,10 +221,10 @@ class Operator:
         return json.loads(text) if text else None
 
     def verify(self, host):
-        """Have the guest verify its memory: (pages, wrong, lost)."""
+        """Have the guest verify its memory and its disk: what pagecheck reports."""
         report = self.talk(host, 'verify', 'verified')
         self.talk(host, 'run', '')
-        return report['pages'], report['wrong'], report['lost']
+        return report
 
     def query_migrate(self, host, name):
         """What QEMU says, by way of libvirt."""
@@ -220,6 +245,30 @@ class Operator:
                 raise CommandFailed(f'{name} on {host} is {state}, not {wanted}')
             time.sleep(0.3)
         return state
+
+    def wait_for_end(self, host, name, limit=120):
+        """Wait until the domain does not run on a host any more."""
+        end = time.monotonic() + limit
+        while name in self.quietly(host, ['virsh', 'list', '--name']).split():
+            if time.monotonic() > end:
+                raise CommandFailed(f'{name} is on {host} still: '
+                                    + self.state(host, name))
+            time.sleep(0.3)
+
+    def monitor_command(self, host, name, command, **arguments):
+        """A QMP command, typed by way of libvirt."""
+        text = json.dumps({'execute': command, 'arguments': arguments})
+        self.finish(self.start(host, ['virsh', 'qemu-monitor-command', name, text]))
+
+    def make_image(self, host, name):
+        """An empty disk for the guest."""
+        self.type(host, f'{QEMU_IMG} create -q -f qcow2 {IMAGE.format(name)} '
+                  f'{IMAGE_SIZE}')
+
+    def restart_libvirt(self, host):
+        """What systemctl restart libvirtd does; guests go on."""
+        self.show(f'{host}$ systemctl restart libvirtd')
+        self.quietly(host, [TOP / 'rig/libvirt-setup', '--restart'])
 
     def cut(self, name):
         """Take a host's network away, or give it back with join()."""

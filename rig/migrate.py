@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client import Client
 from errors import RigError, Timeout, check_warnings
-from guest import GUESTS, GuestFeed, huge_pages, qemu_command
+from guest import DISK_MIB, GUESTS, GuestFeed, huge_pages, qemu_command
 from monitor import Monitor, MonitorError, accel_properties
-from vhost import TOP, Options, VirtualHost, pair_options
+from vhost import TOP, Options, VirtualHost, address, pair_options, trio_options
 
 PORT = 4444
-ADDRESSES = {'a': '10.77.0.1', 'b': '10.77.0.2'}
 SAMPLE_INTERVAL = 0.1
 STACKS_TIME = 60        # for gdb, in an emulator
 TICKS = 100     # per second, in /proc/PID/stat
@@ -42,6 +42,8 @@ class Scenario:
     bandwidth_mib: int = 0          # MiB/s of the background; 0: no limit
     queue_kib: int = 128            # of TCP buffers, see _network()
     delay_us: int = 0               # added to each packet, one way
+    nic: str = 'none'               # of the guest's: one of guest.NICS
+    disk: bool = False              # whether it has one, which both hosts see
     measure: float = 3              # of work before, and of work after
     timeout: float = 300            # of the migration, and of each wait
     qemu: Path = None               # the emulator of the hosts
@@ -83,7 +85,7 @@ class Scenario:
         return {'a': self.qemu_a, 'b': self.qemu_b}[host]
 
     def host_options(self):
-        """Options of the two virtual hosts."""
+        """Options of the virtual hosts, and with a NIC those of a client, c."""
         memory = self.host_memory or self.memory_mib * 5 // 4 + 1024
         huge = huge_pages(self)
         if huge and not self.host_memory:
@@ -94,10 +96,16 @@ class Scenario:
                          append=f'{self._network()} {huge} {self.append}',
                          timeout=self.timeout,
                          log=self.logs / 'x.serial.log',
+                         share=self.logs / 'disk' if self.disk else None,
+                         bridge=self.nic != 'none',
                          pipes=('qmp', 'guest', 'stacks'))
-        a, b = pair_options(common)
-        a.kernel, b.kernel = self.kernel_a, self.kernel_b
-        return {'a': a, 'b': b}
+        # c has only a client to run, and may be of another architecture.
+        client = Options(cpus=1, memory=512, timeout=self.timeout,
+                         log=common.log, pipes=('agent',))
+        hosts = (pair_options(common) if self.nic == 'none'
+                 else trio_options(common, client))
+        hosts[0].kernel, hosts[1].kernel = self.kernel_a, self.kernel_b
+        return {options.name: options for options in hosts}
 
     def _network(self):
         """Kernel parameters that keep the connection's queue short.
@@ -147,6 +155,7 @@ class Migration:
         self.port = PORT
         self.feed = GuestFeed()
         self.hosts = {}
+        self.client = None      # with a NIC
         self.monitors = {}
         self.samples = []
         self.moments = {}       # name: time.monotonic()
@@ -175,8 +184,10 @@ class Migration:
     def _work(self):
         """What is done with a guest that is at work on the source."""
         self._measure('before')
+        self._open_session()
         self._migrate()
         self._measure('after')
+        self._close_session()
         self._verify()
         self._quit()
 
@@ -200,7 +211,11 @@ class Migration:
 
     def _boot(self, stack):
         self.progress.step('booting two virtual hosts')
-        for name, options in self.scenario.host_options().items():
+        self._make_disk()
+        options_of = self.scenario.host_options()
+        if 'c' in options_of:
+            self.client = stack.enter_context(Client(options_of.pop('c')))
+        for name, options in options_of.items():
             log = stack.enter_context(open(self._guest_log(name), 'wb', 0))
             command = qemu_command(self.scenario, name)
             self.hosts[name] = stack.enter_context(
@@ -210,6 +225,13 @@ class Migration:
         for name in self.hosts:
             self._connect(name)
         stack.callback(lambda: [m.close() for m in self.monitors.values()])
+
+    def _make_disk(self):
+        if self.scenario.disk:
+            folder = self.scenario.logs / 'disk'
+            folder.mkdir(exist_ok=True)
+            with open(folder / 'disk.raw', 'wb') as image:
+                image.truncate(DISK_MIB << 20)
 
     def _connect(self, name):
         """Get hold of a QEMU that has been started, and prepare it."""
@@ -239,7 +261,7 @@ class Migration:
     def _uri(self):
         """Where the destination listens: at another port each time."""
         self.port += 1
-        return f'tcp:{ADDRESSES[self.destination]}:{self.port}'
+        return f'tcp:{address(self.destination)}:{self.port}'
 
     def _fill(self):
         self.progress.step('booting the guest on a, filling its memory')
@@ -348,6 +370,14 @@ class Migration:
             'verified', self.scenario.timeout, self._check_hosts, seen)
         self.feed.check_monotonic()
 
+    def _open_session(self):
+        if self.client:
+            self.client.open_session()
+
+    def _close_session(self):
+        if self.client:
+            self.raw['session'] = self.client.close_session()
+
     def _quit(self):
         """End both QEMUs in order: they say what processor time they took."""
         self._check_hosts()
@@ -359,6 +389,8 @@ class Migration:
                                f'told to quit; its log: {self._guest_log(name)}')
             self.raw[f'cpu_{name}'] = cpu_seconds(
                 self._guest_log(name).read_text('utf-8', 'replace'))
+        if self.client:
+            self.client.power_off()
 
     # Failures
 

@@ -41,6 +41,7 @@ def _scenario(scenario):
         'touched_mib': scenario.touched_mib,
         'userfault': scenario.userfault,
         'preempt': scenario.preempt,
+        'nic': scenario.nic,
         'delay_us': scenario.delay_us,
         'host_cpus': scenario.host_cpus,
         'host_threads': scenario.host_threads,
@@ -178,6 +179,9 @@ def _guest(migration):
         'pages_wrong': verified['wrong_pages'],
         'pages_verified': verified['pages'],
         'writes_lost': verified['lost'],
+        'blocks_verified': verified.get('blocks', 0),
+        'blocks_wrong': verified.get('wrong_blocks', 0),
+        'session': migration.raw.get('session'),
         'ops_before': round(feed.rate(moments['before_start'],
                                       moments['before_end'])),
         'ops_during': round(feed.rate(moments['start'], moments['end'])),
@@ -217,8 +221,10 @@ def _operations(migration):
 
 def good(report):
     """Whether the migration did what it should."""
+    session = report['session']
     return (report['status'] == 'completed' and report['pages_corrupt'] == 0
-            and report['writes_lost'] == 0)
+            and report['writes_lost'] == 0 and report['blocks_wrong'] == 0
+            and not (session and session['error']))
 
 
 def write(report, path):
@@ -263,4 +269,11 @@ def table(report):
         ('corrupt pages', report['pages_corrupt']),
         ('lost writes', report['writes_lost']),
     ]
+    if report['blocks_verified']:
+        rows.append(('blocks of the disk', f'{report["blocks_verified"]}, '
+                     f'{report["blocks_wrong"]} wrong'))
+    if session := report['session']:
+        rows.append((f'TCP session, {report["nic"]}', session['error'] or
+                     f'{session["replies"]} replies, the longest wait '
+                     f'{session["longest_ms"]} ms'))
     return '\n'.join(f'{row[0]:<22} {row[1]}' if row else '' for row in rows)

@@ -21,7 +21,9 @@ from errors import RigError, Timeout, check_warnings, from_log, read_lines
 
 TOP = Path(__file__).resolve().parent.parent
 NETWORK = '10.77.0.'
+MTU = 9000
 SHARE = '/run/results'
+ICOUNT_KHZ = 1000000
 GRACE = 20      # from a host's last word to its power-off
 
 
@@ -41,7 +43,9 @@ class Architecture:
 
 ARCHITECTURES = {
     'x86': Architecture(
-        ('-M', 'q35', '-cpu', 'max,la57=off'), 'ttyS0',
+        # Without the fast "rep movsb": emulated, it takes a step for each byte.
+        ('-M', 'q35', '-cpu', 'max,la57=off,erms=off,fsrm=off,fzrm=off,fsrs=off'),
+        'ttyS0',
         'build/qemu/obj/qemu-system-x86_64',
         'build/linux/obj{}/arch/x86/boot/bzImage'),
     'arm64': Architecture(
@@ -68,7 +72,8 @@ class Options:
         'RIG_FIRMWARE', 'build/firmware'))
     cpus: int = 2
     # 'multi': each processor has a thread of the emulator. 'single': they run in
-    # turn, in one.
+    # turn, in one. 'icount': so, and the clock is the number of instructions, one
+    # each nanosecond, whatever else the machine does.
     threads: str = 'multi'
     memory: int = 2048
     append: str = ''                # more of the kernel command line
@@ -78,8 +83,10 @@ class Options:
     share: Path = None              # folder seen read-write at SHARE
     ports: dict = field(default_factory=dict)   # name: path of a unix socket
     pipes: tuple = ()               # names of ports for VirtualHost.sockets
-    ip: str = ''                    # with net: address/prefix of eth0
+    ip: str = ''                    # with net or hub: address/prefix of eth0
     net: socket.socket = None       # one end of join()
+    hub: tuple = ()                 # ends of join(): cables that meet here
+    bridge: bool = False            # eth0 is a port of br0, which has the address
     environment: dict = field(default_factory=dict)
     cwd: str = '/'
 
@@ -95,9 +102,11 @@ class Options:
 
 
 @functools.cache
-def _clock(arch):
+def _clock(arch, icount):
     """One frequency for all hosts, see tsc.py. arm64's is fixed."""
-    khz = tsc.frequency_khz() if arch == 'x86' else None
+    if arch != 'x86':
+        return ''
+    khz = ICOUNT_KHZ if icount else tsc.frequency_khz()
     return f'tsc_early_khz={khz}' if khz else ''
 
 
@@ -106,12 +115,31 @@ def join():
     return socket.socketpair()
 
 
+def address(name):
+    """That of host a, b or c."""
+    return f'{NETWORK}{"abc".index(name) + 1}'
+
+
+def _on_network(options, name, **more):
+    log = Path(options.log).with_name(f'{name}.serial.log')
+    return replace(options, name=name, ip=f'{address(name)}/24', log=log, **more)
+
+
 def pair_options(options):
     """The options of two hosts, a and b, on a network of their own."""
-    log = Path(options.log)
-    return [replace(options, name=name, net=end, ip=f'{NETWORK}{number}/24',
-                    log=log.with_name(f'{name}.serial.log'))
-            for number, (name, end) in enumerate(zip('ab', join()), 1)]
+    return [_on_network(options, name, net=end)
+            for name, end in zip('ab', join())]
+
+
+def trio_options(options, third):
+    """The same, with a third host, c, whose emulator is the hub between them.
+
+    What a and b send each other costs no processor of c's.
+    """
+    cables = [join() for _ in 'ab']
+    hosts = [_on_network(options, name, net=end)
+             for name, (end, _) in zip('ab', cables)]
+    return [*hosts, _on_network(third, 'c', hub=tuple(end for _, end in cables))]
 
 
 class VirtualHost:
@@ -168,9 +196,9 @@ class VirtualHost:
 
     def _spawn(self, command):
         """Start the emulator in such a way that it dies with us."""
+        cables = [end for end in (self.options.net, *self.options.hub) if end]
         fds = [end.fileno() for _, end in self._pass]
-        if self.options.net:
-            fds.append(self.options.net.fileno())
+        fds += [end.fileno() for end in cables]
         files = [self._fw_cfg('job', self._job()),
                  self._fw_cfg('setup', self._setup())]
         for fd, arguments in files:
@@ -185,8 +213,8 @@ class VirtualHost:
             os.close(fd)
         for _, end in self._pass:
             end.close()
-        if self.options.net:
-            self.options.net.close()
+        for end in cables:
+            end.close()
 
     @staticmethod
     def _fw_cfg(name, text):
@@ -207,7 +235,8 @@ class VirtualHost:
         """The variables that init reads."""
         options = self.options
         return (f'RIG_NAME={shlex.quote(options.name)}\n'
-                f'RIG_IP={options.ip if options.net else ""}\n'
+                f'RIG_IP={options.ip if options.net or options.hub else ""}\n'
+                f'RIG_BRIDGE={"yes" if options.bridge else ""}\n'
                 f'RIG_SHARE={SHARE if options.share else ""}\n')
 
     def _command(self):
@@ -217,7 +246,7 @@ class VirtualHost:
             str(options.qemu), '-nodefaults', '-no-user-config', '-no-reboot',
             '-d', 'cpu_reset', '-display', 'none', '-L', str(options.firmware),
             *arch.machine,
-            '-accel', f'tcg,thread={options.threads}',
+            *self._accel(),
             '-smp', str(options.cpus), '-m', f'{options.memory}M',
             '-kernel', str(options.kernel),
             '-append', self._kernel_line(arch),
@@ -233,6 +262,12 @@ class VirtualHost:
             command += self._port(name, f'path={path},server=on,wait=off')
         return command + self._network()
 
+    def _accel(self):
+        if self.options.threads == 'icount':
+            # Idle time is skipped: nobody waits for it.
+            return ['-accel', 'tcg,thread=single', '-icount', 'shift=0,sleep=off']
+        return ['-accel', f'tcg,thread={self.options.threads}']
+
     def _kernel_line(self, arch):
         """init, a script, needs a shell of the host's architecture."""
         layer = (f'RIG_LAYER={Path(self.options.layer).absolute()} '
@@ -243,7 +278,8 @@ class VirtualHost:
             init = f'{layer}RIG_PATH={path} init={path}/sh -- {TOP}/rig/init'
         return (f'console={arch.console} root=root rootfstype=9p ro rootflags='
                 'trans=virtio,version=9p2000.L,cache=loose,msize=512000 '
-                f'panic=-1 oops=panic {_clock(self.options.arch)} '
+                f'panic=-1 oops=panic '
+                f'{_clock(self.options.arch, self.options.threads == "icount")} '
                 f'{self.options.append} {init}')
 
     @staticmethod
@@ -260,13 +296,24 @@ class VirtualHost:
     def _network(self):
         """eth0; jumbo frames, because each packet costs an emulated exit."""
         options = self.options
-        if not options.net:
+        words = []
+        if options.net:
+            words = self._cable('net', options.net)
+        elif options.hub:
+            for number, end in enumerate(options.hub):
+                words += [*self._cable(f'cable{number}', end), '-netdev',
+                          f'hubport,id=port{number},hubid=0,netdev=cable{number}']
+            words += ['-netdev', 'hubport,id=net,hubid=0']
+        if not words:
             return []
         mac = f'52:54:00:77:00:{int(options.ip.split("/")[0].split(".")[3]):02x}'
-        return ['-netdev', 'stream,id=net,server=off,addr.type=fd,'
-                f'addr.str={options.net.fileno()}',
-                '-device', 'virtio-net-pci,netdev=net,romfile=,host_mtu=9000,'
-                f'mac={mac}']
+        return [*words, '-device', 'virtio-net-pci,netdev=net,romfile=,'
+                f'host_mtu={MTU},mac={mac}']
+
+    @staticmethod
+    def _cable(name, end):
+        return ['-netdev', f'stream,id={name},server=off,addr.type=fd,'
+                f'addr.str={end.fileno()}']
 
     # Running
 

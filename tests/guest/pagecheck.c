@@ -20,6 +20,9 @@
  * after "verify"). Memory that went back as a whole can only be seen from
  * outside: "writes" in the reports must never decrease.
  *
+ * A disk, /dev/vda, is treated likewise (disk.c), and who connects to TCP port 7
+ * gets back what it sends (echo.c).
+ *
  * Reports are JSON lines on the virtio-serial port "guest", every 100 ms;
  * commands are read from it, a word a line: verify, run, quit.
  * Kernel command line: pagecheck.mib=N, the size of the test memory.
@@ -45,8 +48,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PAGE_BYTES	4096
-#define PAGE_WORDS	(PAGE_BYTES / sizeof(uint64_t))
+#include "pagecheck.h"
+
 #define LAST_WORD	(PAGE_WORDS - 1)
 #define REPORT_MS	100
 #define MAX_WRONG	16
@@ -81,7 +84,7 @@ static unsigned long wrong_pages[MAX_WRONG];	/* under wrong_lock */
 static const char *wrong_reasons[MAX_WRONG];	/* under wrong_lock */
 static unsigned long nr_wrong;			/* under wrong_lock */
 
-static void die(const char *what)
+void die(const char *what)
 {
 	printf("pagecheck: %s: %s\n", what, strerror(errno));
 	fflush(stdout);
@@ -96,13 +99,12 @@ static uint64_t mix(uint64_t page, uint64_t sequence)
 	       (sequence + 1) * 0xc2b2ae3d27d4eb4full;
 }
 
-static void write_page(unsigned long page, uint64_t sequence)
+void make_page(uint64_t *words, uint64_t number, uint64_t sequence)
 {
-	uint64_t *words = memory[page];
-	uint64_t value = mix(page, sequence);
-	uint64_t sum = page + sequence;
+	uint64_t value = mix(number, sequence);
+	uint64_t sum = number + sequence;
 
-	words[0] = page;
+	words[0] = number;
 	words[1] = sequence;
 	for (unsigned int i = 2; i < LAST_WORD; i++) {
 		value += 0xd1342543de82ef95ull;
@@ -112,10 +114,8 @@ static void write_page(unsigned long page, uint64_t sequence)
 	words[LAST_WORD] = sum;
 }
 
-/* Returns NULL, or in what way the page is wrong. */
-static const char *check_page(unsigned long page, uint64_t sequence)
+const char *check_page(const uint64_t *words, uint64_t number, uint64_t sequence)
 {
-	const uint64_t *words = memory[page];
 	uint64_t value = mix(words[0], words[1]);
 	uint64_t sum = words[0] + words[1];
 	uint64_t differ = 0;
@@ -127,7 +127,7 @@ static const char *check_page(unsigned long page, uint64_t sequence)
 	}
 	if (differ || sum != words[LAST_WORD])
 		return "damaged";
-	if (words[0] != page)
+	if (words[0] != number)
 		return "misplaced";
 	if (words[1] != sequence)
 		return words[1] < sequence ? "stale" : "too new";
@@ -144,7 +144,7 @@ static void repair_page(unsigned long page, const char *reason)
 	}
 	nr_wrong++;
 	pthread_mutex_unlock(&wrong_lock);
-	write_page(page, states[page].sequence);
+	make_page(memory[page], page, states[page].sequence);
 }
 
 static uint64_t next_random(struct worker *worker)
@@ -166,11 +166,11 @@ static void touch_page(struct worker *worker)
 	if (atomic_exchange_explicit(&state->busy, true, memory_order_acquire))
 		return;		/* somebody else's: try another page */
 
-	reason = check_page(page, state->sequence);
+	reason = check_page(memory[page], page, state->sequence);
 	if (reason)
 		repair_page(page, reason);
 	if (random & 1) {
-		write_page(page, ++state->sequence);
+		make_page(memory[page], page, ++state->sequence);
 		atomic_fetch_add(&worker->writes, 1);
 	}
 	atomic_store_explicit(&state->busy, false, memory_order_release);
@@ -283,13 +283,13 @@ static void report(const char *event, const char *more)
 static void verify(void)
 {
 	uint64_t sequences = 0, writes = 0;
-	unsigned long wrong = 0;
+	unsigned long wrong = 0, blocks, wrong_blocks;
 	const char *reason;
-	char more[160];
+	char more[256];
 
 	stop_workers();
 	for (unsigned long page = 0; page < nr_pages; page++) {
-		reason = check_page(page, states[page].sequence);
+		reason = check_page(memory[page], page, states[page].sequence);
 		if (reason) {
 			repair_page(page, reason);
 			wrong++;
@@ -298,9 +298,11 @@ static void verify(void)
 	}
 	for (unsigned int i = 0; i < nr_workers; i++)
 		writes += atomic_load(&workers[i].writes);
+	blocks = disk_verify(&wrong_blocks);
 	snprintf(more, sizeof(more),
-		 ",\"pages\":%lu,\"wrong_now\":%lu,\"lost\":%lld", nr_pages,
-		 wrong, (long long)(writes - sequences));
+		 ",\"pages\":%lu,\"wrong_now\":%lu,\"lost\":%lld,\"blocks\":%lu,\"wrong_blocks\":%lu",
+		 nr_pages, wrong, (long long)(writes - sequences), blocks,
+		 wrong_blocks);
 	report("verified", more);
 }
 
@@ -402,7 +404,7 @@ static void fill_memory(void)
 	if (memory == MAP_FAILED || !states)
 		die("test memory");
 	for (unsigned long page = 0; page < nr_pages; page++)
-		write_page(page, 0);
+		make_page(memory[page], page, 0);
 }
 
 static void make_workers(void)
@@ -428,6 +430,8 @@ int main(void)
 		die("virtio-serial port \"guest\"");
 	make_workers();
 	fill_memory();
+	disk_start();
+	echo_start();
 	snprintf(more, sizeof(more), ",\"pages\":%lu,\"vcpus\":%u", nr_pages,
 		 nr_workers);
 	report("filled", more);
