@@ -187,6 +187,21 @@ static int file_fill_zero(PostcopyKvmBlock *b, int uffd, ram_addr_t offset)
     return ret;
 }
 
+/* Have a page of zeros where the file has a hole. */
+static int file_map_hole(PostcopyKvmBlock *b, ram_addr_t offset)
+{
+    int ret = RETRY_ON_EINTR(fallocate(b->rb->fd, FALLOC_FL_KEEP_SIZE,
+                                       b->rb->fd_offset + offset,
+                                       b->page_size));
+
+    if (ret) {
+        ret = -errno;
+        error_report("post-copy: no memory for %s+0x" RAM_ADDR_FMT ": %s",
+                     b->rb->idstr, offset, strerror(-ret));
+    }
+    return ret;
+}
+
 /* Returns 0 if it is to be tried again from *@host on, or -errno. */
 static int file_map_failed(PostcopyKvmBlock *b, int uffd, uintptr_t *host)
 {
@@ -198,8 +213,7 @@ static int file_map_failed(PostcopyKvmBlock *b, int uffd, uintptr_t *host)
         return 0;
     case EFAULT:
         /* A hole, i.e. zeros that nobody bothered to write */
-        return fallocate(b->rb->fd, FALLOC_FL_KEEP_SIZE,
-                         b->rb->fd_offset + offset, b->page_size) ? -errno : 0;
+        return file_map_hole(b, offset);
     case EEXIST:
         /* Mapped before; somebody may wait all the same. */
         *host += b->page_size;
