@@ -54,6 +54,12 @@ MEMORY = {
 
 # Who serves the queues of the guest's NIC: nobody, QEMU, or the host's kernel.
 NICS = {'none': None, 'virtio': 'vhost=off', 'vhost': 'vhost=on'}
+# Likewise, of its disk: vhost-user is another process, which has mapped the guest's
+# memory, too.
+DISKS = ('none', 'virtio', 'vhost-user')
+DISK = f'{SHARE}/disk.raw'
+VHOST_USER_BLK = TOP / 'build/qemu/obj/contrib/vhost-user-blk/vhost-user-blk'
+VHOST_USER_SOCKET = '/run/vhost-user-blk'
 
 
 def huge_pages(scenario):
@@ -88,9 +94,12 @@ def device_arguments(scenario):
         words += ['-netdev', f'tap,id=net,ifname={TAP},script=no,downscript=no,'
                   + NICS[scenario.nic], '-device',
                   f'virtio-net-pci,netdev=net,romfile=,host_mtu={MTU}']
-    if scenario.disk:
-        words += ['-drive', f'file={SHARE}/disk.raw,format=raw,cache=none,'
-                  'if=none,id=disk', '-device', 'virtio-blk-pci,drive=disk']
+    if scenario.disk == 'virtio':
+        words += ['-drive', f'file={DISK},format=raw,cache=none,if=none,id=disk',
+                  '-device', 'virtio-blk-pci,drive=disk']
+    elif scenario.disk == 'vhost-user':
+        words += ['-chardev', f'socket,id=disk,path={VHOST_USER_SOCKET}',
+                  '-device', 'vhost-user-blk-pci,chardev=disk']
     return words
 
 
@@ -104,6 +113,8 @@ def qemu_command(scenario, host):
         # A shell of the host's architecture, not the one that qemu-job names
         'sh', str(TOP / 'rig/qemu-job'), str(scenario.delay_us), str(scenario.runs),
         '' if scenario.nic == 'none' else TAP,
+        f'{VHOST_USER_BLK} -s {VHOST_USER_SOCKET} -b {DISK}'
+        if scenario.disk == 'vhost-user' else '',
         str(scenario.guest_qemu(host)), '-name', 'guest,debug-threads=on',
         '-nodefaults', '-no-user-config', '-no-reboot',
         '-display', 'none', '-L', str(scenario.firmware),

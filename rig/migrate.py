@@ -13,7 +13,8 @@ from pathlib import Path
 
 from client import Client
 from errors import RigError, Timeout, check_warnings
-from guest import DISK_MIB, GUESTS, GuestFeed, huge_pages, qemu_command
+from guest import (DISK_MIB, GUESTS, VHOST_USER_BLK, GuestFeed, huge_pages,
+                   qemu_command)
 from monitor import Monitor, MonitorError, accel_properties
 from vhost import TOP, Options, VirtualHost, address, pair_options, trio_options
 
@@ -43,7 +44,7 @@ class Scenario:
     queue_kib: int = 128            # of TCP buffers, see _network()
     delay_us: int = 0               # added to each packet, one way
     nic: str = 'none'               # of the guest's: one of guest.NICS
-    disk: bool = False              # whether it has one, which both hosts see
+    disk: str = 'none'              # one of guest.DISKS; both hosts see it
     measure: float = 3              # of work before, and of work after
     timeout: float = 300            # of the migration, and of each wait
     qemu: Path = None               # the emulator of the hosts
@@ -96,7 +97,7 @@ class Scenario:
                          append=f'{self._network()} {huge} {self.append}',
                          timeout=self.timeout,
                          log=self.logs / 'x.serial.log',
-                         share=self.logs / 'disk' if self.disk else None,
+                         share=self.logs / 'disk' if self.disk != 'none' else None,
                          bridge=self.nic != 'none',
                          pipes=('qmp', 'guest', 'stacks'))
         # c has only a client to run, and may be of another architecture.
@@ -193,9 +194,10 @@ class Migration:
 
     def _check_qemu(self):
         scenario = self.scenario
+        backend = [VHOST_USER_BLK] if scenario.disk == 'vhost-user' else []
         for path in (scenario.qemu, scenario.guest_qemu('a'),
                      scenario.guest_qemu('b'), scenario.firmware,
-                     scenario.initramfs, scenario.guest_kernel):
+                     scenario.initramfs, scenario.guest_kernel, *backend):
             if not Path(path).exists():
                 raise RigError(f'{path} is missing: has it been built?')
         # A QEMU of another architecture can't be asked here, and is ours.
@@ -227,7 +229,7 @@ class Migration:
         stack.callback(lambda: [m.close() for m in self.monitors.values()])
 
     def _make_disk(self):
-        if self.scenario.disk:
+        if self.scenario.disk != 'none':
             folder = self.scenario.logs / 'disk'
             folder.mkdir(exist_ok=True)
             with open(folder / 'disk.raw', 'wb') as image:

@@ -15,12 +15,20 @@ def shares(row):
 
 def off_cost(report):
     """(memory, base, patched, difference, noise), the last two in per cent."""
-    rates = report.get('off') or {}
-    for memory, boots in rates.get('base', {}).items():
-        base = statistics.median(boots)
-        ours = statistics.median(rates['patched'][memory])
+    counts = report.get('off') or {}
+    for memory, runs in counts.get('base', {}).items():
+        base = statistics.median(runs)
+        ours = statistics.median(counts['patched'][memory])
         yield (memory, base, ours, 100 * (ours - base) / base,
-               100 * (max(boots) - min(boots)) / base)
+               100 * (max(runs) - min(runs)) / base)
+
+
+def path_lines(report):
+    """Instructions per page, and in brackets how "none" compares in per cent."""
+    for memory, counts in (report.get('path') or {}).items():
+        yield f'\ninstructions per page, 1 vCPU, {memory}:'
+        for name, count in counts.items():
+            yield f'  {name:18} {count:8.0f} ({100 * counts["none"] / count:3.0f}%)'
 
 
 def table(report, modes):
@@ -36,10 +44,11 @@ def table(report, modes):
                  if mode in share else f' {"-":>18}' for mode in modes)
         lines.append(f'{row["memory"]:10} {row["fds"]:9} {row["vcpus"]:5}'
                      + ''.join(cells))
+    lines += path_lines(report)
     for memory, base, ours, difference, noise in off_cost(report):
         lines.append(f'\nnot used, {memory}: base {base:.0f}, patched {ours:.0f} '
-                     f'pages/s ({difference:+.1f} %; boots of the base kernel are '
-                     f'{noise:.1f} % apart)')
+                     f'instructions per page ({difference:+.1f} %; runs on the base '
+                     f'kernel are {noise:.1f} % apart)')
     return '\n'.join(lines)
 
 
