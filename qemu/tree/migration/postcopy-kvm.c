@@ -265,6 +265,16 @@ static const KVMUserfaultOps postcopy_kvm_ops = {
 
 static const char not_available[] = "KVM Userfault is off or not available";
 
+/*
+ * A process of a vhost-user device waits in its own userfaultfd, for pages that
+ * the file does not have.  It would take one that is about to be filled for one
+ * that is.
+ */
+static bool postcopy_kvm_is_watched(MigrationIncomingState *mis, RAMBlock *rb)
+{
+    return mis->postcopy_remote_fds->len && qemu_ram_is_shared(rb);
+}
+
 static bool postcopy_kvm_fail_block(RAMBlock *rb, const char *why,
                                     Error **errp)
 {
@@ -338,6 +348,19 @@ static void postcopy_kvm_fall_back(RAMBlock *rb, const char *why)
     QAPI_LIST_PREPEND(state.fallback, g_strdup(rb->idstr));
 }
 
+/* Returns NULL, or why the block is left to userfaultfd. */
+static const char *postcopy_kvm_setup_block(MigrationIncomingState *mis,
+                                            RAMBlock *rb, bool available)
+{
+    if (!available) {
+        return not_available;
+    }
+    if (postcopy_kvm_is_watched(mis, rb)) {
+        return "a vhost-user device waits for its pages in userfaultfd";
+    }
+    return postcopy_kvm_block_setup(rb);
+}
+
 int postcopy_kvm_setup(MigrationIncomingState *mis, Error **errp)
 {
     bool available;
@@ -350,8 +373,7 @@ int postcopy_kvm_setup(MigrationIncomingState *mis, Error **errp)
 
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
-        const char *why = available ? postcopy_kvm_block_setup(rb)
-                                    : not_available;
+        const char *why = postcopy_kvm_setup_block(mis, rb, available);
 
         if (why && postcopy_kvm_block_needed(rb)) {
             postcopy_kvm_fail_block(rb, why, errp);
