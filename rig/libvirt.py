@@ -20,8 +20,11 @@ from errors import RigError
 from vhost import TOP, Options, VirtualHost, trio_options
 
 GUEST_PORT = '/run/guest.sock'
+LOG_TIME = 30
 IMAGE = '/var/lib/libvirt/images/{}.qcow2'
 IMAGE_SIZE = '8M'
+# A monitor beside libvirt's, see scripts/postcopy-recover
+RECOVER_SOCKET = '/var/lib/libvirt/qemu/{}-recover.sock'
 QEMU_IMG = TOP / 'build/qemu/obj/qemu-img'
 
 # Talk to pagecheck through the channel's socket: send a word, wait for an event.
@@ -56,6 +59,7 @@ def domain_xml(name, memory='memfd', memory_mib=384, touched_mib=128, vcpus=2,
                  '</memoryBacking>',
         'anonymous': '',
     }[memory]
+    recover = RECOVER_SOCKET.format(name)
     # libvirt writes -accel itself, and the first one counts.
     override = ("<qemu:arg value='-machine'/>"
                 f"<qemu:arg value='kvm-userfault={userfault}'/>"
@@ -98,6 +102,9 @@ def domain_xml(name, memory='memfd', memory_mib=384, touched_mib=128, vcpus=2,
   </devices>
   <qemu:commandline>
     <qemu:arg value='-L'/><qemu:arg value='{TOP}/build/firmware'/>
+    <qemu:arg value='-chardev'/>
+    <qemu:arg value='socket,id=recover,server=on,wait=off,path={recover}'/>
+    <qemu:arg value='-mon'/><qemu:arg value='chardev=recover,mode=control'/>
     {override}
   </qemu:commandline>
 </domain>
@@ -162,8 +169,17 @@ class Operator:
             self._stack = stack.pop_all()
         return self
 
+    def _save_logs(self):
+        """What QEMU said, and libvirt of it, beside the other logs."""
+        for name, agent in self.agents.items():
+            _, text = agent.wait(agent.start(
+                ['sh', '-c', 'tail -n +1 /var/log/libvirt/qemu/*.log'],
+                timeout=LOG_TIME), self.check)
+            (self.logs / f'{name}.qemu.log').write_text(text)
+
     def __exit__(self, *exc):
         try:
+            self._save_logs()
             if exc[0] is None:
                 for agent in self.agents.values():
                     agent.quit()
@@ -264,11 +280,6 @@ class Operator:
         """An empty disk for the guest."""
         self.type(host, f'{QEMU_IMG} create -q -f qcow2 {IMAGE.format(name)} '
                   f'{IMAGE_SIZE}')
-
-    def restart_libvirt(self, host):
-        """What systemctl restart libvirtd does; guests go on."""
-        self.show(f'{host}$ systemctl restart libvirtd')
-        self.quietly(host, [TOP / 'rig/libvirt-setup', '--restart'])
 
     def cut(self, name):
         """Take a host's network away, or give it back with join()."""
