@@ -47,6 +47,18 @@ demo-libvirt: ready
 	@ninja -C build demo-libvirt-parts
 	@tests/libvirt --demo
 
+#: make packages   .deb of the kernel and of QEMU for real hosts: takes an hour or more
+packages: ready
+	@scripts/deps packages
+	@scripts/build-packages qemu build/packages
+	@scripts/build-packages kernel build/packages
+
+#: make check-packages  install them in virtual hosts, and migrate
+check-packages: ready
+	@scripts/deps packages
+	@ninja -C build demo-parts
+	@tests/packages
+
 #: make check      every test, and a summary [SUITE="style series ..."]
 check: ready
 	@ninja -C build
@@ -93,5 +105,5 @@ clean:
 distclean:
 	scripts/distclean
 
-.PHONY: help deps configure ready all demo demo-libvirt check check-debug check-kvm check-pages \
-	bench-kernel bench-migrate soak clean distclean
+.PHONY: help deps configure ready all demo demo-libvirt packages check check-debug \
+	check-kvm check-packages check-pages bench-kernel bench-migrate soak clean distclean

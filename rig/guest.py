@@ -117,7 +117,7 @@ def qemu_command(scenario, host):
         if scenario.disk == 'vhost-user' else '',
         str(scenario.guest_qemu(host)), '-name', 'guest,debug-threads=on',
         '-nodefaults', '-no-user-config', '-no-reboot',
-        '-display', 'none', '-L', str(scenario.firmware),
+        '-display', 'none', '-L', str(scenario.guest_firmware),
         '-accel', accel(scenario, host), '-cpu', scenario.guest_cpu,
         '-M', scenario.machine, *memory_arguments(scenario),
         '-smp', str(scenario.vcpus),

@@ -53,7 +53,10 @@ class Scenario:
     firmware: Path = field(default_factory=lambda: Options().firmware)
     kernel_a: Path = None
     kernel_b: Path = None
+    host_disk: Path = None          # see Options.disk, of both hosts
+    host_initrd: Path = None
     guest_kernel: Path = None
+    guest_firmware: Path = None     # default: that of the hosts
     guest_cpu: str = None
     initramfs: Path = None
     host_cpus: int = 2
@@ -77,9 +80,13 @@ class Scenario:
                 ('initramfs', TOP / guest.initramfs)):
             if getattr(self, name) is None:
                 setattr(self, name, default)
+        if self.guest_firmware is None:
+            self.guest_firmware = self.firmware
         for name in ('qemu', 'qemu_a', 'qemu_b', 'firmware', 'kernel_a',
-                     'kernel_b', 'guest_kernel', 'initramfs', 'logs'):
-            setattr(self, name, Path(getattr(self, name)).absolute())
+                     'kernel_b', 'host_disk', 'host_initrd', 'guest_kernel',
+                     'guest_firmware', 'initramfs', 'logs'):
+            if getattr(self, name) is not None:
+                setattr(self, name, Path(getattr(self, name)).absolute())
 
     def guest_qemu(self, host):
         """The QEMU that the guest runs in on host a or b."""
@@ -97,6 +104,7 @@ class Scenario:
                          append=f'{self._network()} {huge} {self.append}',
                          timeout=self.timeout,
                          log=self.logs / 'x.serial.log',
+                         disk=self.host_disk, initrd=self.host_initrd,
                          share=self.logs / 'disk' if self.disk != 'none' else None,
                          bridge=self.nic != 'none',
                          pipes=('qmp', 'guest', 'stacks'))
@@ -195,16 +203,18 @@ class Migration:
     def _check_qemu(self):
         scenario = self.scenario
         backend = [VHOST_USER_BLK] if scenario.disk == 'vhost-user' else []
-        for path in (scenario.qemu, scenario.guest_qemu('a'),
-                     scenario.guest_qemu('b'), scenario.firmware,
-                     scenario.initramfs, scenario.guest_kernel, *backend):
+        # What is on the hosts' own disk can't be seen.
+        on_host = [] if scenario.host_disk else [
+            scenario.guest_qemu('a'), scenario.guest_qemu('b'),
+            scenario.guest_firmware, scenario.initramfs, scenario.guest_kernel]
+        for path in (scenario.qemu, scenario.firmware, *on_host, *backend):
             if not Path(path).exists():
                 raise RigError(f'{path} is missing: has it been built?')
-        # A QEMU of another architecture can't be asked here, and is ours.
+        # A QEMU of another architecture, or there, can't be asked here, and is ours.
         scenario.userfault_known = tuple(
-            host for host in 'ab' if scenario.arch != 'x86' or
+            host for host in 'ab' if scenario.arch != 'x86' or scenario.host_disk or
             'userfault' in accel_properties(scenario.guest_qemu(host),
-                                            scenario.firmware))
+                                            scenario.guest_firmware))
         if scenario.userfault == 'on' and 'b' not in scenario.userfault_known:
             raise RigError(f'{scenario.guest_qemu("b")} has no '
                            '-accel kvm,userfault=')

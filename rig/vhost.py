@@ -1,4 +1,7 @@
-"""A virtual host: the machine's own root, booted in an emulator with KVM in it.
+"""A virtual host: a machine booted in an emulator with KVM in it.
+
+Its root is the real machine's own, or a disk on which files that the rig names have
+the same paths.
 
 The emulator runs in TCG and emulates AMD's SVM or arm64's EL2, so the KVM inside
 is the real one. Nothing that runs in the host can write to the machine, apart from the
@@ -80,6 +83,8 @@ class Options:
     timeout: float = 600
     log: Path = None                # serial log; default build/rig/NAME.serial.log
     layer: Path = None              # folder laid over the root
+    disk: Path = None               # the root, in place of the machine's own: ext4
+    initrd: Path = None             # that finds it; not needed for a rig's kernel
     share: Path = None              # folder seen read-write at SHARE
     ports: dict = field(default_factory=dict)   # name: path of a unix socket
     pipes: tuple = ()               # names of ports for VirtualHost.sockets
@@ -176,8 +181,9 @@ class VirtualHost:
         """Power the host on. RigError if a file it needs is missing."""
         options = self.options
         userland = TOP / ARCHITECTURES[options.arch].userland
-        for path in (options.qemu, options.kernel, options.firmware, userland):
-            if not Path(path).exists():
+        for path in (options.qemu, options.kernel, options.firmware, userland,
+                     options.disk, options.initrd):
+            if path and not Path(path).exists():
                 raise RigError(f'{path} is missing: has it been built?')
         Path(options.log).parent.mkdir(parents=True, exist_ok=True)
         Path(options.log).write_bytes(b'')
@@ -253,7 +259,13 @@ class VirtualHost:
             '-chardev', f'file,id=serial,path={options.log}',
             '-serial', 'chardev:serial', '-device', 'virtio-rng-pci',
             '-device', 'virtio-serial-pci,max_ports=31']
-        command += self._shared_folder('root', '/', ',readonly=on')
+        if options.disk:
+            command += ['-drive', f'file={options.disk},format=raw,if=virtio,'
+                        'snapshot=on']
+        else:
+            command += self._shared_folder('root', '/', ',readonly=on')
+        if options.initrd:
+            command += ['-initrd', str(options.initrd)]
         if options.share:
             command += self._shared_folder('share', options.share)
         for name, end in self._pass:
@@ -276,9 +288,10 @@ class VirtualHost:
         if arch.userland:
             path = TOP / arch.userland
             init = f'{layer}RIG_PATH={path} init={path}/sh -- {TOP}/rig/init'
-        return (f'console={arch.console} root=root rootfstype=9p ro rootflags='
-                'trans=virtio,version=9p2000.L,cache=loose,msize=512000 '
-                f'panic=-1 oops=panic '
+        root = ('root=/dev/vda rootfstype=ext4 ro' if self.options.disk else
+                'root=root rootfstype=9p ro rootflags='
+                'trans=virtio,version=9p2000.L,cache=loose,msize=512000')
+        return (f'console={arch.console} {root} panic=-1 oops=panic '
                 f'{_clock(self.options.arch, self.options.threads == "icount")} '
                 f'{self.options.append} {init}')
 
