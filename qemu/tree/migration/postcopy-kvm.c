@@ -264,6 +264,8 @@ static const KVMUserfaultOps postcopy_kvm_ops = {
 };
 
 static const char not_available[] = "KVM Userfault is off or not available";
+static const char watched[] =
+    "a vhost-user device waits for its pages in userfaultfd";
 
 /*
  * A process of a vhost-user device waits in its own userfaultfd, for pages that
@@ -301,6 +303,19 @@ bool postcopy_kvm_supported(Error **errp)
             if (why) {
                 return postcopy_kvm_fail_block(rb, why, errp);
             }
+        }
+    }
+    return true;
+}
+
+bool postcopy_kvm_devices_supported(MigrationIncomingState *mis, Error **errp)
+{
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
+        if (postcopy_kvm_block_needed(rb) && postcopy_kvm_is_watched(mis, rb)) {
+            return postcopy_kvm_fail_block(rb, watched, errp);
         }
     }
     return true;
@@ -356,7 +371,7 @@ static const char *postcopy_kvm_setup_block(MigrationIncomingState *mis,
         return not_available;
     }
     if (postcopy_kvm_is_watched(mis, rb)) {
-        return "a vhost-user device waits for its pages in userfaultfd";
+        return watched;
     }
     return postcopy_kvm_block_setup(rb);
 }

@@ -19,6 +19,18 @@
 bool postcopy_kvm_supported(Error **errp);
 
 /**
+ * postcopy_kvm_devices_supported: check who else waits for pages
+ *
+ * To be called once devices have heard of the migration
+ * (POSTCOPY_NOTIFY_INBOUND_ADVISE) and while the guest still runs on the
+ * source: postcopy_kvm_setup() would refuse the same, at the switch-over.
+ *
+ * Returns: false, with @errp set, if there is memory that only KVM Userfault
+ *          can serve, and a device whose process counts on userfaultfd
+ */
+bool postcopy_kvm_devices_supported(MigrationIncomingState *mis, Error **errp);
+
+/**
  * postcopy_kvm_setup: decide how each RAMBlock is served
  *
  * Called with the BQL, before RAM is registered with userfaultfd.  A RAMBlock
