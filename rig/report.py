@@ -258,8 +258,8 @@ def table(report):
         ('userfault exits', f'{report["userfault_exits"]}, of which '
          f'{report["userfault_exits_mapped"]} mapped what had arrived, '
          f'{report["userfault_exits_resolved"]} found it mapped'),
-        ('  mapped', f'{report["userfault_pages"]} pages by '
-         f'{report["userfault_maps"]} calls'),
+        ('  put in place', f'{report["userfault_pages"]} pages, with '
+         f'{report["userfault_maps"]} calls to map them'),
         ('wait for a page', ', '.join(
             f'{name} {value} us' for name, value in latency.items())),
         None,
