@@ -69,6 +69,11 @@ check-debug: ready
 	@ninja -C build kasan-parts kcsan-parts
 	@scripts/run-tests debug
 
+#: make check-all    QEMU's complete migration-test, which takes an hour
+check-all: ready
+	@ninja -C build demo-parts
+	@tests/qtest --all
+
 #: make check-kvm    all KVM selftests of the base, on its kernel and on ours
 check-kvm: ready
 	@ninja -C build base-parts
@@ -105,5 +110,5 @@ clean:
 distclean:
 	scripts/distclean
 
-.PHONY: help deps configure ready all demo demo-libvirt packages check check-debug \
-	check-kvm check-packages check-pages bench-kernel bench-migrate soak clean distclean
+.PHONY: help deps configure ready all demo demo-libvirt packages check check-all \
+	check-debug check-kvm check-packages check-pages bench-kernel bench-migrate soak clean distclean
