@@ -291,6 +291,8 @@ class VirtualHost:
         root = ('root=/dev/vda rootfstype=ext4 ro' if self.options.disk else
                 'root=root rootfstype=9p ro rootflags='
                 'trans=virtio,version=9p2000.L,cache=loose,msize=512000')
+        if self.options.initrd:
+            root += ' net.ifnames=0'    # eth0, whatever udev thinks
         return (f'console={arch.console} {root} panic=-1 oops=panic '
                 f'{_clock(self.options.arch, self.options.threads == "icount")} '
                 f'{self.options.append} {init}')
