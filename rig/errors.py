@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What can go wrong with a virtual host, and what its serial log says."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The guest that is migrated: its QEMU's command line, and what it says."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A guest at work moves between two virtual hosts by post-copy.
 
 Scenario says what is wanted, Migration does it and gathers raw results;

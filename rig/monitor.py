@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """QMP, by the module of the QEMU tree, over a socket that is there already."""
 
 import asyncio

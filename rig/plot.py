@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Draw a migration: the guest's speed, and what page faults it took.
 
   rig/plot.py REPORT.json PICTURE.png

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One line that tells how a migration goes, for a terminal or a log."""
 
 import sys

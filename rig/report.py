@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From the raw results of a migration to a report, and from that to a table.
 
 Names of members end in their unit; counts have none. What a QEMU without

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The frequency of this machine's time stamp counter.
 
 An emulated processor's counter is this machine's. Each virtual host would

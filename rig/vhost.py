@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A virtual host: a machine booted in an emulator with KVM in it.
 
 Its root is the real machine's own, or a disk on which files that the rig names have

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The rig's own tests: each way a virtual host can end is told apart.
 
   tests/rig_test.py [TEST...]

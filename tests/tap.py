@@ -14,7 +14,7 @@ class Tap:
         print('ok' if good else 'not ok', self.count, '-',
               name.replace('#', ' ') + tail, flush=True)
         if not good:
-            self.note(why)
+            self.note('why: ' + str(why))
 
     @staticmethod
     def note(text):
