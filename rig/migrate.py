@@ -185,9 +185,13 @@ class Migration:
                 self._boot(stack)
                 self._fill()
                 self._work()
-            except (MonitorError, OSError) as error:
+            except (MonitorError, Timeout, OSError) as error:
                 self._check_hosts()     # a dead host explains it better
-                raise RigError(f'{error}\n{self._log_names()}') from error
+                text = f'{error}\n{self._say_where()}'
+                if not isinstance(error, Timeout):
+                    raise RigError(text) from error
+                self._print_stacks()
+                raise Timeout(text) from error
         self._check_logs()
         return self
 
@@ -306,9 +310,7 @@ class Migration:
         while not self._sample():
             if time.monotonic() > end:
                 raise Timeout('the migration did not complete in '
-                              f'{self.scenario.timeout:g} s: '
-                              f'{self.samples[-1]["status"]}\n'
-                              + self._log_names())
+                              f'{self.scenario.timeout:g} s')
             time.sleep(SAMPLE_INTERVAL)
         self._mark('end')
         self.raw['source'] = self.monitors[self.source]('query-migrate')
@@ -420,9 +422,15 @@ class Migration:
 
     def _print_stacks(self):
         """Have what each thread of both QEMUs is doing in their logs."""
+        self.progress.step('asking what both QEMUs are doing')
         for host in self.hosts.values():
             host.sockets['stacks'].sendall(b'\n')
         time.sleep(STACKS_TIME)
+
+    def _say_where(self):
+        """How far it came, and where more is written."""
+        last = self.samples[-1] if self.samples else 'there was no migration yet'
+        return f'the last sample: {last}\n{self._log_names()}'
 
     def _check_logs(self):
         for name, host in self.hosts.items():

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 
-from errors import RigError
+from errors import RigError, Timeout
 from vhost import TOP
 
 QEMU_PYTHON = os.environ.get('RIG_QEMU_PYTHON', str(TOP / 'build/qemu/src/python'))
@@ -27,7 +27,7 @@ def _protocol():
 
 
 class Monitor:
-    """One QMP connection. Any failure of it is a MonitorError."""
+    """One QMP connection. A failure of it is a MonitorError or a Timeout."""
 
     def __init__(self, name, sock, timeout=60):
         """Greets the QEMU at the other end, waiting for it to start.
@@ -59,7 +59,7 @@ class Monitor:
         try:
             return function(*args, **kwargs)
         except asyncio.TimeoutError as error:
-            raise MonitorError(f'{self.name}: {what}: no answer') from error
+            raise Timeout(f'{self.name}: {what}: no answer') from error
         except Exception as error:      # QMPError has no base with OSError
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
