@@ -27,7 +27,7 @@ class Guest:
 
 
 GUESTS = {
-    'x86': Guest(('q35', 'pc'), 'max', 'ttyS0',
+    'x86': Guest(('q35', 'pc', 'microvm,pcie=on'), 'max', 'ttyS0',
                  'build/qemu/obj/qemu-system-x86_64',
                  'build/guest/initramfs.cpio'),
     'arm64': Guest(('virt,gic-version=3',), 'host', 'ttyAMA0',
@@ -35,8 +35,8 @@ GUESTS = {
                    'build/guest-arm64/initramfs.cpio'),
 }
 
-# Kinds of guest memory: a -object for each backend, which share the guest's RAM
-# evenly.
+# Kinds of guest memory: a -object for each backend. They share the guest's RAM
+# evenly, but for PLUGGABLE.
 _MEMFD = 'memory-backend-memfd,share=on'
 _ANONYMOUS = 'memory-backend-ram'
 _GUEST_MEMFD = 'memory-backend-guest-memfd'
@@ -51,7 +51,13 @@ MEMORY = {
     'guest-memfd-nodes': [f'{_GUEST_MEMFD},prealloc=on',
                           f'{_GUEST_MEMFD},host-nodes=0,policy=bind'],
     'mixed': [_MEMFD, _ANONYMOUS],
+    'pluggable': [_MEMFD, _MEMFD, _ANONYMOUS],
 }
+# The machine itself has half of the RAM, a DIMM and a virtio-mem device, which
+# could have twice as much, a quarter each. The guest brings such memory into use
+# by 128 MiB, and takes it before its own.
+PLUGGABLE = 'pluggable'
+PLUGGABLE_MIB = 512
 
 # Who serves the queues of the guest's NIC: nobody, QEMU, or the host's kernel.
 NICS = {'none': None, 'virtio': 'vhost=off', 'vhost': 'vhost=on'}
@@ -77,6 +83,8 @@ def huge_pages(scenario):
 def memory_arguments(scenario):
     """-object, -m and what makes the backends the guest's memory."""
     backends = MEMORY[scenario.memory]
+    if scenario.memory == PLUGGABLE:
+        return pluggable_arguments(scenario, backends)
     size = scenario.memory_mib // len(backends)
     words = ['-m', f'{scenario.memory_mib}M']
     for number, backend in enumerate(backends):
@@ -86,6 +94,21 @@ def memory_arguments(scenario):
     for number in range(len(backends)):
         words += ['-numa', f'node,memdev=ram{number}']
     return words
+
+
+def pluggable_arguments(scenario, backends):
+    """The same of a guest with memory in devices."""
+    if scenario.memory_mib % PLUGGABLE_MIB:
+        raise RigError(f'{scenario.memory_mib} MiB: pluggable memory comes in '
+                       f'multiples of {PLUGGABLE_MIB} MiB')
+    quarter = scenario.memory_mib // 4
+    sizes = 2 * quarter, quarter, 2 * quarter
+    words = ['-m', f'{sizes[0]}M,slots=1,maxmem={sum(sizes)}M',
+             '-M', 'memory-backend=ram0']
+    for number, (backend, size) in enumerate(zip(backends, sizes)):
+        words += ['-object', f'{backend},id=ram{number},size={size}M']
+    return [*words, '-device', 'pc-dimm,id=dimm,memdev=ram1', '-device',
+            f'virtio-mem-pci,id=vmem,memdev=ram2,requested-size={quarter}M']
 
 
 def device_arguments(scenario):
