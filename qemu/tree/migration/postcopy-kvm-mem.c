@@ -393,7 +393,7 @@ static PostcopyKvmBlock *postcopy_kvm_block_new(RAMBlock *rb,
     b->requested = bitmap_new(b->pages);
     b->filled = bitmap_new(b->pages);
     b->present = bitmap_new(b->pages);
-    b->host_wanted = bitmap_new(b->pages);
+    b->host_wanted = m->direct ? bitmap_new(b->pages) : NULL;
     qemu_mutex_init(&b->run_lock);
     return b;
 }

@@ -85,7 +85,7 @@ struct PostcopyKvmBlock {
 
     /*
      * Bitmaps of @pages bits, one for each page of @page_size bytes, which is
-     * the RAMBlock's.  postcopy-kvm.c says what they stand for.
+     * the RAMBlock's.  postcopy-kvm-page.c says what they stand for.
      */
     size_t page_size;
     unsigned long pages;
@@ -93,7 +93,7 @@ struct PostcopyKvmBlock {
     unsigned long *requested;
     unsigned long *filled;
     unsigned long *present;
-    unsigned long *host_wanted;
+    unsigned long *host_wanted;     /* NULL unless @methods->direct */
 
     /* Pages that are filled and wait for more, to be mapped at once */
     QemuMutex run_lock;

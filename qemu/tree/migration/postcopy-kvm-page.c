@@ -309,7 +309,9 @@ int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
 
 void postcopy_kvm_expect_host(PostcopyKvmBlock *b, ram_addr_t offset)
 {
-    set_bit_atomic(offset / b->page_size, b->host_wanted);
+    if (b->methods->direct) {
+        set_bit_atomic(offset / b->page_size, b->host_wanted);
+    }
 }
 
 int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
