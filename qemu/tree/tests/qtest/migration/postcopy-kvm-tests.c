@@ -6,6 +6,8 @@
 
 #include "qemu/osdep.h"
 #include "qemu/units.h"
+#include "qapi/error.h"
+#include "qemu/sockets.h"
 #include "libqtest.h"
 #include "migration/framework.h"
 #include "migration/migration-qmp.h"
@@ -89,6 +91,48 @@ static void wait_for_waiting_vcpu(QTestState *to)
     } while (!waiting);
 }
 
+/* Send one packet of gdb's protocol, and wait for an answer that isn't empty. */
+static void gdb_ask(int fd, const char *packet)
+{
+    char answer[4096];
+    size_t len = 0;
+
+    g_assert_cmpint(write(fd, packet, strlen(packet)), ==, strlen(packet));
+    /* An acknowledgement, then $, what is asked for, #, and two digits */
+    while (len < 4 || answer[len - 3] != '#') {
+        ssize_t ret = read(fd, answer + len, sizeof(answer) - 1 - len);
+
+        g_assert_cmpint(ret, >, 0);
+        len += ret;
+    }
+    answer[len] = 0;
+    g_assert_true(g_str_has_prefix(answer, "+$"));
+    g_assert_cmpint(len, >, strlen("+$#00"));
+    g_assert_cmpint(write(fd, "+", 1), ==, 1);
+}
+
+/* A debugger stops the guest, reads registers, and lets it go on. */
+static void assert_debugger_attaches(QTestState *to)
+{
+    g_autofree char *path = g_strdup_printf("%s/gdb",
+                                            migration_get_env()->tmpfs);
+    g_autofree char *command =
+        g_strdup_printf("gdbserver unix:%s,server=on,wait=off", path);
+    int fd;
+
+    qtest_qmp_assert_success(to, "{ 'execute': 'human-monitor-command',"
+                             "  'arguments': { 'command-line': %s } }",
+                             command);
+    fd = unix_connect(path, &error_abort);
+    gdb_ask(fd, "$g#67");
+    gdb_ask(fd, "$D#44");
+    close(fd);
+    qtest_qmp_assert_success(to, "{ 'execute': 'human-monitor-command',"
+                             "  'arguments': {"
+                             "      'command-line': 'gdbserver none' } }");
+    unlink(path);
+}
+
 /*
  * The connection is gone, and the vCPU needs a page from the other side.
  * Commands that need the vCPU to listen get their answers all the same.  They
@@ -107,6 +151,16 @@ static void assert_vcpu_listens(QTestState *from, QTestState *to)
                              "      'command-line': 'info registers -a' } }");
     qtest_qmp_assert_success(to, "{ 'execute': 'cont' }");
     wait_for_waiting_vcpu(to);
+    assert_debugger_attaches(to);
+    wait_for_waiting_vcpu(to);
+}
+
+/* Nobody will recover it.  QEMU ends in order, and doesn't wait for the page. */
+static void assert_quits(QTestState *from, QTestState *to)
+{
+    wait_for_waiting_vcpu(to);
+    qtest_qmp_assert_success(to, "{ 'execute': 'quit' }");
+    qtest_wait_qemu(to);
 }
 
 #define HUGE_PAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/"
@@ -219,6 +273,9 @@ static const KvmTest kvm_tests[] = {
       .args.postcopy_recovery_fail_stage = POSTCOPY_FAIL_CHANNEL_ESTABLISH },
     { "recovery/commands", MEM_TYPE_MEMFD, .recovery = true,
       .args.postcopy_paused_hook = assert_vcpu_listens },
+    { "recovery/quit", MEM_TYPE_MEMFD, .recovery = true,
+      .args.postcopy_paused_hook = assert_quits,
+      .args.postcopy_abandoned = true },
     { "recovery/no-memory", MEM_TYPE_HUGETLB, .recovery = true,
       .args.postcopy_paused_hook = run_out_of_memory },
     { "preempt/recovery/plain", MEM_TYPE_MEMFD, .preempt = true,
