@@ -18,6 +18,7 @@ import time
 
 PAUSE = 0.01        # between a reply and the next question
 LIMIT = 300         # for one reply: more than any pause that a test makes
+ASK = 5             # whether the other end knows the session, if it is silent
 CONNECT_LIMIT = 60
 
 
@@ -38,6 +39,11 @@ def probe(session, stop):
     replies, longest = 0, 0.0
     session.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     session.settimeout(LIMIT)
+    # A guest that was reset does not, and says so.
+    session.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, ASK), (socket.TCP_KEEPINTVL, ASK),
+                          (socket.TCP_KEEPCNT, LIMIT // ASK)):
+        session.setsockopt(socket.IPPROTO_TCP, option, value)
     answers = session.makefile('rb')
     while not os.path.exists(stop):
         question = b'%d\n' % replies
