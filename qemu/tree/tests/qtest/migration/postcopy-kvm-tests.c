@@ -91,7 +91,7 @@ static void wait_for_waiting_vcpu(QTestState *to)
     } while (!waiting);
 }
 
-/* Send one packet of gdb's protocol, and wait for an answer that isn't empty. */
+/* Send a packet of gdb's protocol, and wait for an answer that isn't empty. */
 static void gdb_ask(int fd, const char *packet)
 {
     char answer[4096];
@@ -155,7 +155,7 @@ static void assert_vcpu_listens(QTestState *from, QTestState *to)
     wait_for_waiting_vcpu(to);
 }
 
-/* Nobody will recover it.  QEMU ends in order, and doesn't wait for the page. */
+/* Nobody recovers it.  QEMU ends in order, and doesn't wait for the page. */
 static void assert_quits(QTestState *from, QTestState *to)
 {
     wait_for_waiting_vcpu(to);
