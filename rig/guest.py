@@ -27,7 +27,7 @@ class Guest:
 
 
 GUESTS = {
-    'x86': Guest(('q35', 'pc', 'microvm,pcie=on'), 'max', 'ttyS0',
+    'x86': Guest(('q35', 'pc'), 'max', 'ttyS0',
                  'build/qemu/obj/qemu-system-x86_64',
                  'build/guest/initramfs.cpio'),
     'arm64': Guest(('virt,gic-version=3',), 'host', 'ttyAMA0',
