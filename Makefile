@@ -96,6 +96,11 @@ bench-migrate: ready
 	@ninja -C build demo-parts
 	@tests/bench-migrate
 
+#: make bench-syscalls  what a destination asks of its kernel for each page
+bench-syscalls: ready
+	@ninja -C build demo-parts
+	@tests/bench-syscalls
+
 #: make soak       migrate back and forth and disturb it [MINUTES=10] [RESUME=--resume]
 soak: ready
 	@ninja -C build demo-parts
@@ -111,4 +116,5 @@ distclean:
 	scripts/distclean
 
 .PHONY: help deps configure ready all demo demo-libvirt packages check check-all \
-	check-debug check-kvm check-packages check-pages bench-kernel bench-migrate soak clean distclean
+	check-debug check-kvm check-packages check-pages bench-kernel bench-migrate \
+	bench-syscalls soak clean distclean
