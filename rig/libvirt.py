@@ -138,9 +138,13 @@ class Operator:
     The client on the third host, c, is there for whoever wants a session.
     """
 
-    def __init__(self, logs, show, timeout=300):
-        """show is called with each line that a person would see."""
+    def __init__(self, logs, show, timeout=300, layer=TOP / 'build/libvirt'):
+        """show is called with each line that a person would see.
+
+        layer is what scripts/build-libvirt has made.
+        """
         self.logs = Path(logs)
+        self.layer = layer
         self.show = show
         self.timeout = timeout
         self.hosts = {}
@@ -149,7 +153,7 @@ class Operator:
         self._stack = ExitStack()
 
     def __enter__(self):
-        common = Options(memory=1800, layer=TOP / 'build/libvirt',
+        common = Options(memory=1800, layer=self.layer,
                          timeout=self.timeout, pipes=('agent',), bridge=True,
                          log=self.logs / 'x.serial.log')
         client = Options(cpus=1, memory=512, timeout=self.timeout,
