@@ -232,6 +232,20 @@ static void assert_used_tls(QTestState *from, QTestState *to, void *opaque)
 }
 #endif
 
+#ifndef _WIN32
+static void *slow_down_fd(QTestState *from, QTestState *to)
+{
+    slow_down(from, to);
+    return migrate_hook_start_fd(from, to);
+}
+
+static void assert_used_fd(QTestState *from, QTestState *to, void *opaque)
+{
+    assert_used(from, to, NULL);
+    migrate_hook_end_fd(from, to, opaque);
+}
+#endif
+
 typedef struct KvmTest {
     const char *name;
     MemType mem_type;
@@ -239,6 +253,7 @@ typedef struct KvmTest {
     bool preempt;
     bool recovery;
     bool tls;
+    bool unix_socket;
     MigrateCommon args;
 } KvmTest;
 
@@ -252,6 +267,15 @@ static const KvmTest kvm_tests[] = {
     { "dirty-ring", MEM_TYPE_MEMFD, .args.start.use_dirty_ring = true },
     { "release-ram", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_RELEASE_RAM },
     { "multifd", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_MULTIFD },
+    { "unix", MEM_TYPE_MEMFD, .unix_socket = true },
+    { "preempt/unix", MEM_TYPE_MEMFD, .unix_socket = true, .preempt = true },
+#ifndef _WIN32
+    { "fd", MEM_TYPE_MEMFD,
+      .args = { .listen_uri = "defer", .connect_uri = "fd:fd-mig",
+                .start_hook = slow_down_fd, .end_hook = assert_used_fd } },
+#endif
+    { "vcpus", MEM_TYPE_MEMFD, .args.start.opts_source = "-smp 64",
+      .args.start.opts_target = "-smp 64" },
     { "preempt/plain", MEM_TYPE_MEMFD, .preempt = true },
     { "preempt/anonymous", MEM_TYPE_ANON, .preempt = true },
     { "preempt/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true },
@@ -292,6 +316,8 @@ static const KvmTest kvm_test_off = {
 static void run_kvm_test(const KvmTest *test)
 {
     MigrateCommon args = test->args;
+    g_autofree char *uri = g_strdup_printf("unix:%s/migsocket",
+                                           migration_get_env()->tmpfs);
 
     /* Two guests of 150 MiB */
     if (test->mem_type == MEM_TYPE_HUGETLB &&
@@ -308,7 +334,11 @@ static void run_kvm_test(const KvmTest *test)
         args.start.caps[test->cap] = true;
     }
 
-    if (!test->recovery) {
+    if (test->unix_socket) {
+        args.listen_uri = uri;
+    }
+
+    if (!test->recovery && !args.start_hook) {
         args.start_hook = slow_down;
     }
 #ifdef CONFIG_GNUTLS
@@ -347,6 +377,54 @@ static void test_postcopy_kvm_off(void)
     run_kvm_test(&kvm_test_off);
 }
 
+/* Start a migration that does not end by itself, and wait for some of it. */
+static void start_precopy(QTestState *from, QTestState *to)
+{
+    migrate_ensure_non_converge(from);
+    migrate_prepare_for_dirty_mem(from);
+    migrate_incoming_qmp(to, "tcp:127.0.0.1:0", NULL, "{}");
+    wait_for_serial("src_serial");
+    migrate_qmp(from, to, NULL, NULL, "{}");
+    migrate_wait_for_dirty_mem(from, to);
+}
+
+/*
+ * A migration is cancelled before post-copy starts.  The guest runs on, and
+ * moves to another destination by post-copy.
+ */
+static void test_postcopy_kvm_cancel(void)
+{
+    MigrateStart start = {
+        .hide_stderr = true,
+        .mem_type = MEM_TYPE_MEMFD,
+        .kvm_userfault = "on",
+        .caps[MIGRATION_CAPABILITY_POSTCOPY_RAM] = true,
+    };
+    QTestState *from, *to;
+
+    if (migrate_start(&from, &to, "defer", &start)) {
+        return;
+    }
+    start_precopy(from, to);
+    migrate_cancel(from);
+    qtest_set_expected_status(to, EXIT_FAILURE);
+    qtest_wait_qemu(to);
+    qtest_quit(to);
+    wait_for_migration_status(from, "cancelled", NULL);
+
+    start.only_target = true;
+    if (migrate_start(&from, &to, "defer", &start)) {
+        return;
+    }
+    slow_down(from, to);
+    start_precopy(from, to);
+    migrate_postcopy_start(from, to, get_src());
+    wait_for_migration_complete(from);
+    wait_for_serial("dest_serial");
+    assert_used(from, to, NULL);
+    migrate_end(from, to, true);
+}
+
 void migration_test_add_postcopy_kvm(MigrationTestEnv *env)
 {
     size_t i;
@@ -357,7 +435,13 @@ void migration_test_add_postcopy_kvm(MigrationTestEnv *env)
 
     migration_test_add(KVM_TESTS "off", test_postcopy_kvm_off);
 
-    for (i = 0; kvm_userfault_supported() && i < ARRAY_SIZE(kvm_tests); i++) {
+    if (!kvm_userfault_supported()) {
+        return;
+    }
+
+    migration_test_add(KVM_TESTS "cancel", test_postcopy_kvm_cancel);
+
+    for (i = 0; i < ARRAY_SIZE(kvm_tests); i++) {
         migration_test_add_suffix(KVM_TESTS, kvm_tests[i].name,
                                   test_postcopy_kvm);
     }
