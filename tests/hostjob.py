@@ -5,9 +5,11 @@ A virtual host takes seconds to boot, so commands share one. Before and after
 each, the script in the host prints a line that only it can print.
 """
 
+import os
 import shlex
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,3 +102,15 @@ def options(name, **more):
     """The options of a host whose logs are in build/check."""
     return Options(name=name, log=TOP / 'build/check' / f'{name}.serial.log',
                    **more)
+
+
+def side_by_side(function, items):
+    """The results of function for each of items, in threads of their own.
+
+    Ctrl-C ends the process, and the emulators with it, see VirtualHost.
+    """
+    with ThreadPoolExecutor() as pool:
+        try:
+            return list(pool.map(function, items))
+        except KeyboardInterrupt:
+            os._exit(130)
