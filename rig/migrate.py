@@ -21,7 +21,8 @@ from vhost import TOP, Options, VirtualHost, address, pair_options, trio_options
 
 PORT = 4444
 SAMPLE_INTERVAL = 0.1
-STACKS_TIME = 60        # for gdb, in an emulator
+STACKS_LIMIT = 180      # seconds for gdb, in an emulator
+STACKS_END = 'that is what each thread waits for'   # says qemu-job
 TICKS = 100     # per second, in /proc/PID/stat
 ENDED = ('completed', 'failed', 'cancelled')
 
@@ -425,7 +426,11 @@ class Migration:
         self.progress.step('asking what both QEMUs are doing')
         for host in self.hosts.values():
             host.sockets['stacks'].sendall(b'\n')
-        time.sleep(STACKS_TIME)
+        end = time.monotonic() + STACKS_LIMIT
+        while time.monotonic() < end and not all(
+                STACKS_END in self._guest_log(name).read_text(errors='replace')
+                for name, host in self.hosts.items() if host.running):
+            time.sleep(1)
 
     def _say_where(self):
         """How far it came, and where more is written."""
