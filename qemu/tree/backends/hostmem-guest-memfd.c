@@ -32,6 +32,11 @@ guest_memfd_backend_memory_alloc(HostMemoryBackend *backend, Error **errp)
         error_setg(errp, "can't create backend with size 0");
         return false;
     }
+    if (!QEMU_IS_ALIGNED(backend->size, qemu_real_host_page_size())) {
+        error_setg(errp, "the size of a guest_memfd must be a multiple of %"
+                   PRIuPTR " bytes", qemu_real_host_page_size());
+        return false;
+    }
     if (!backend->share) {
         error_setg(errp, "a guest_memfd can't be mapped with share=off");
         return false;

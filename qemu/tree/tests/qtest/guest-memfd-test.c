@@ -57,8 +57,8 @@ typedef struct RefusalTest {
 
 static const RefusalTest refusal_tests[] = {
     { "share/off", "kvm", SIZE, ", 'share': false", "share=off" },
-    { "size/zero", "kvm", 0, "", "size 0" },
-    { "size/unaligned", "kvm", SIZE + 1, "", "size" },
+    { "size/zero", "kvm", 0, "", "doesn't take value '0'" },
+    { "size/unaligned", "kvm", SIZE + 1, "", "a multiple of" },
     { "prealloc/reserve-off", "kvm", SIZE,
       ", 'prealloc': true, 'reserve': false", "prealloc" },
     { "accel/tcg", "tcg", SIZE, "", "-accel kvm" },
