@@ -43,6 +43,9 @@
 
 #define POSTCOPY_KVM_SHARDS 64
 
+/* Microseconds until something that failed for want of memory is tried again */
+#define POSTCOPY_KVM_RETRY_US 100000
+
 /* The most that is mapped at once.  Whoever needs one of them does not wait. */
 #define POSTCOPY_KVM_RUN_PAGES 64
 
@@ -94,49 +97,6 @@ static void postcopy_kvm_request_done(MigrationIncomingState *mis)
     }
 }
 
-/*
- * Note that the page is needed, and ask for it unless somebody did.
- *
- * Pairs with postcopy_kvm_place_page().  There, filled is set before requested
- * is looked at, and here the other way round, so that at least one of the two
- * sees what the other did: no page arrives without its waiters being told.
- *
- * Returns false if the page is filled.  If true, *@ask says whether the caller
- * has to send a request.
- */
-static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
-                              bool *ask)
-{
-    *ask = !bitmap_test_and_set_one_atomic(b->requested, page);
-    if (*ask) {
-        qatomic_inc(&pages.mis->page_requested_count);
-    }
-
-    /* Pairs with smp_mb() in postcopy_kvm_place_page() */
-    smp_mb();
-    if (!bitmap_test_acquire(b->filled, page)) {
-        return true;
-    }
-
-    if (bitmap_test_and_clear_atomic(b->requested, page, 1)) {
-        postcopy_kvm_request_done(pages.mis);
-    }
-    return false;
-}
-
-/* Returns 0, or non-zero if there is no connection to the source. */
-static int postcopy_kvm_ask(RAMBlock *rb, ram_addr_t offset)
-{
-    MigrationIncomingState *mis = pages.mis;
-
-    /* There is nothing to wait for on the source, it has no such page. */
-    if (ramblock_page_is_discarded(rb, offset)) {
-        return postcopy_kvm_place_page(mis, rb, rb->host + offset, NULL);
-    }
-
-    return migrate_send_rp_message_req_pages(mis, rb, offset);
-}
-
 /* Called with the lock of the shard that @w is in. */
 static void postcopy_kvm_wake(PostcopyKvmWaiter *w)
 {
@@ -156,6 +116,54 @@ static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
             postcopy_kvm_wake(w);
         }
     }
+}
+
+/*
+ * Note that the page is needed, and ask for it unless somebody did.
+ *
+ * Pairs with postcopy_kvm_place_page().  There, filled is set before requested
+ * is looked at, and here the other way round, so that at least one of the two
+ * sees what the other did: no page arrives without its waiters being told.
+ * Whoever takes requested away tells all of them, as others may have come
+ * first, and waited before the page was filled.
+ *
+ * Returns false if the page is filled.  If true, *@ask says whether the caller
+ * has to send a request.
+ */
+static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
+                              bool *ask)
+{
+    *ask = !bitmap_test_and_set_one_atomic(b->requested, page);
+    if (*ask) {
+        qatomic_inc(&pages.mis->page_requested_count);
+    }
+
+    /* Pairs with smp_mb() in postcopy_kvm_place_page() */
+    smp_mb();
+    if (!bitmap_test_acquire(b->filled, page)) {
+        return true;
+    }
+
+    if (bitmap_test_and_clear_atomic(b->requested, page, 1)) {
+        ram_addr_t offset = page * b->page_size;
+
+        postcopy_kvm_wake_all(postcopy_kvm_shard(b->rb, offset), b->rb, offset);
+        postcopy_kvm_request_done(pages.mis);
+    }
+    return false;
+}
+
+/* Returns 0, or non-zero if there is no connection to the source. */
+static int postcopy_kvm_ask(RAMBlock *rb, ram_addr_t offset)
+{
+    MigrationIncomingState *mis = pages.mis;
+
+    /* There is nothing to wait for on the source, it has no such page. */
+    if (ramblock_page_is_discarded(rb, offset)) {
+        return postcopy_kvm_place_page(mis, rb, rb->host + offset, NULL);
+    }
+
+    return migrate_send_rp_message_req_pages(mis, rb, offset);
 }
 
 /* Let host accesses see pages that are filled.  Returns 0, or -errno. */
@@ -322,8 +330,15 @@ int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
 
     postcopy_kvm_expect_host(b, offset);
     if (!postcopy_kvm_want(b, offset / b->page_size, &ask)) {
-        /* Not mapped yet, or e.g. swapped out after it was */
-        return postcopy_kvm_show_now(b, offset / b->page_size);
+        /*
+         * Not mapped yet, or e.g. swapped out after it was.  Nobody else maps
+         * it, and no recovery follows if there is no memory for that now.
+         */
+        while (postcopy_kvm_show_now(b, offset / b->page_size) &&
+               !qatomic_read(&mis->fault_thread_quit)) {
+            g_usleep(POSTCOPY_KVM_RETRY_US);
+        }
+        return 0;
     }
     return ask ? postcopy_kvm_ask(rb, offset) : 0;
 }

@@ -225,8 +225,12 @@ static bool postcopy_kvm_wait_ready(CPUState *cpu, PostcopyKvmVcpu *v)
         if (qatomic_read(&v->waiter.ready)) {
             break;
         }
-        /* Pairs with the store-release in cpu_exit(), which kicks us, too. */
-        if (qatomic_load_acquire(&cpu->exit_request)) {
+        /*
+         * Pairs with the store-release in cpu_exit(), which kicks us, too.
+         * Some kick a vCPU and have no request, to have it out of the way.
+         */
+        if (qatomic_load_acquire(&cpu->exit_request) ||
+            qatomic_read(&cpu->thread_kicked)) {
             postcopy_kvm_unqueue(&v->waiter);
             trace_postcopy_kvm_interrupted(cpu->cpu_index, v->waiter.offset);
             return false;
@@ -537,14 +541,22 @@ void postcopy_kvm_cleanup(MigrationIncomingState *mis)
         }
     }
     kvm_userfault_stop();
-    WITH_RCU_READ_LOCK_GUARD() {
-        RAMBLOCK_FOREACH(rb) {
-            postcopy_kvm_block_cleanup(rb);
-        }
-    }
     postcopy_kvm_release_waiters();
     qatomic_set(&state.active, false);
+    if (!mis->have_fault_thread) {
+        postcopy_kvm_release_blocks();
+    }
     trace_postcopy_kvm_stop();
+}
+
+void postcopy_kvm_release_blocks(void)
+{
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH(rb) {
+        postcopy_kvm_block_cleanup(rb);
+    }
 }
 
 void postcopy_kvm_count_uffd_fault(uint32_t tid)

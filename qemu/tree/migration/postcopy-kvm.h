@@ -63,8 +63,14 @@ int postcopy_kvm_start(MigrationIncomingState *mis, Error **errp);
  */
 void postcopy_kvm_schedule_run(MigrationIncomingState *mis, QEMUBHFunc *run);
 
-/* Called with the BQL, when all pages are in place or the migration failed. */
+/*
+ * Called with the BQL, when all pages are in place or the migration failed.
+ * The fault thread, if there is one, still serves pages after that.
+ */
 void postcopy_kvm_cleanup(MigrationIncomingState *mis);
+
+/* Called with the BQL, once the fault thread has ended. */
+void postcopy_kvm_release_blocks(void);
 
 /* True while vCPU threads may send requests, beside the fault thread. */
 bool postcopy_kvm_active(void);

@@ -397,6 +397,27 @@ static bool kvm_userfault_try(CPUState *cpu, hwaddr gpa, MemTxAttrs attrs,
     return true;
 }
 
+static int kvm_userfault_covers(KVMMemoryListener *kml, KVMSlot *slot,
+                                void *opaque)
+{
+    hwaddr *gpa = opaque;
+
+    return slot->userfault_bitmap &&
+           *gpa - slot->start_addr < slot->memory_size;
+}
+
+/* There is no RAM at @gpa.  Returns 0 if KVM has seen that, too, or -1. */
+static int kvm_userfault_check_slots(hwaddr gpa)
+{
+    if (!kvm_for_each_slot(kvm_userfault_covers, &gpa)) {
+        return 0;
+    }
+
+    error_report("KVM Userfault: exit for 0x%" HWADDR_PRIx ", where there is"
+                 " no RAM that is being migrated", gpa);
+    return -1;
+}
+
 int kvm_userfault_handle_exit(CPUState *cpu, hwaddr gpa, MemTxAttrs attrs)
 {
     const KVMUserfaultOps *ops = qatomic_read(&userfault_ops);
@@ -412,14 +433,13 @@ int kvm_userfault_handle_exit(CPUState *cpu, hwaddr gpa, MemTxAttrs attrs)
     if (!kvm_userfault_try(cpu, gpa, attrs, ops, &wait)) {
         /*
          * Slots are changed after the memory map, with the BQL.  Once that is
-         * through, the map is what KVM knows, too.
+         * through, the map is what KVM knows, too.  What another vCPU has
+         * taken away since the exit has no slot any more.
          */
         BQL_LOCK_GUARD();
         if (qatomic_read(&userfault_ops) &&
             !kvm_userfault_try(cpu, gpa, attrs, ops, &wait)) {
-            error_report("KVM Userfault: exit for 0x%" HWADDR_PRIx ", where"
-                         " there is no RAM that is being migrated", gpa);
-            return -1;
+            return kvm_userfault_check_slots(gpa);
         }
     }
 

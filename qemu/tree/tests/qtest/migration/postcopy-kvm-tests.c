@@ -218,6 +218,13 @@ static void *slow_down(QTestState *from, QTestState *to)
     return NULL;
 }
 
+/* Many vCPUs take long to start, and only one of them needs pages. */
+static void *slow_down_more(QTestState *from, QTestState *to)
+{
+    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 1 * MiB);
+    return NULL;
+}
+
 #ifdef CONFIG_GNUTLS
 static void *slow_down_tls(QTestState *from, QTestState *to)
 {
@@ -274,8 +281,9 @@ static const KvmTest kvm_tests[] = {
       .args = { .listen_uri = "defer", .connect_uri = "fd:fd-mig",
                 .start_hook = slow_down_fd, .end_hook = assert_used_fd } },
 #endif
-    { "vcpus", MEM_TYPE_MEMFD, .args.start.opts_source = "-smp 64",
-      .args.start.opts_target = "-smp 64" },
+    { "vcpus", MEM_TYPE_MEMFD,
+      .args = { .start.opts_source = "-smp 64", .start.opts_target = "-smp 64",
+                .start_hook = slow_down_more } },
     { "preempt/plain", MEM_TYPE_MEMFD, .preempt = true },
     { "preempt/anonymous", MEM_TYPE_ANON, .preempt = true },
     { "preempt/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true },
