@@ -74,10 +74,14 @@ retry:
 	return 0;
 }
 
+/*
+ * Private memory can't be mapped, there are no faults to handle.  Registering it
+ * for asynchronous write protection is not up to us, which is why the operations
+ * that fill pages have to refuse it, too.
+ */
 static bool kvm_gmem_can_userfault(struct vm_area_struct *vma,
 				   vm_flags_t vm_flags)
 {
-	/* Private memory can't be mapped, there are no faults to handle. */
 	return !(vm_flags & ~(VM_UFFD_MISSING | VM_UFFD_MINOR)) &&
 	       kvm_gmem_is_shared_mem(file_inode(vma->vm_file),
 				      vma_start_pgoff(vma));
@@ -86,8 +90,12 @@ static bool kvm_gmem_can_userfault(struct vm_area_struct *vma,
 static struct folio *kvm_gmem_get_folio_noalloc(struct inode *inode,
 						pgoff_t pgoff)
 {
-	struct folio *folio = filemap_lock_folio(inode->i_mapping, pgoff);
+	struct folio *folio;
 
+	if (!kvm_gmem_is_shared_mem(inode, pgoff))
+		return ERR_PTR(-EPERM);
+
+	folio = filemap_lock_folio(inode->i_mapping, pgoff);
 	if (!IS_ERR(folio))
 		kvm_gmem_make_uptodate(folio);
 
@@ -107,6 +115,9 @@ static int kvm_gmem_mfill_filemap_add(struct folio *folio,
 {
 	struct inode *inode = file_inode(vma->vm_file);
 	pgoff_t pgoff = linear_page_index(vma, addr);
+
+	if (!kvm_gmem_is_shared_mem(inode, pgoff))
+		return -EPERM;
 
 	if (((loff_t)pgoff << PAGE_SHIFT) >= i_size_read(inode))
 		return -EFAULT;

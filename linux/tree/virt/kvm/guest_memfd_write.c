@@ -56,7 +56,8 @@ static int kvm_gmem_write_page(struct inode *inode, pgoff_t index,
 	/* Don't copy in vain, though only adding it to the cache can tell. */
 	folio = filemap_get_folio(inode->i_mapping, index);
 	if (!IS_ERR(folio)) {
-		bool filled = folio_test_uptodate(folio);
+		bool filled = folio_test_uptodate(folio) &&
+			      !folio_test_hwpoison(folio);
 
 		folio_put(folio);
 		if (filled)

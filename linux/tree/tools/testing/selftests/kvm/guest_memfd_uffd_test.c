@@ -39,11 +39,11 @@ FIXTURE(uffd) {
 	struct uffd_vm uvm;
 };
 
-static int open_uffd(void)
+static int open_uffd(u64 features)
 {
 	struct uffdio_api api = {
 		.api = UFFD_API,
-		.features = UFFD_FEATURE_GUEST_MEMFD,
+		.features = UFFD_FEATURE_GUEST_MEMFD | features,
 	};
 	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
@@ -82,7 +82,7 @@ FIXTURE_SETUP(uffd)
 	uvm->gmem = memslot2region(uvm->vm, uvm->slot.id)->region.guest_memfd;
 	uvm->size = TEST_NPAGES * uvm->slot.page_size;
 	uvm->watched = addr_gpa2hva(uvm->vm, USERFAULT_GPA);
-	uvm->uffd = open_uffd();
+	uvm->uffd = open_uffd(0);
 }
 
 FIXTURE_TEARDOWN(uffd)
@@ -420,6 +420,43 @@ TEST_F(uffd, private_memory_is_refused)
 	TEST_ASSERT(r && errno == EINVAL,
 		    "Private memory should be refused with EINVAL, got %d errno %d", r, errno);
 	kvm_munmap(mem, uvm->size);
+	close(fd);
+}
+
+static void expect_eperm(int uffd, unsigned long ioctl_nr, void *arg, const char *name)
+{
+	int r = ioctl(uffd, ioctl_nr, arg);
+
+	TEST_ASSERT(r && errno == EPERM,
+		    "%s of private memory should be refused with EPERM, got %d errno %d",
+		    name, r, errno);
+}
+
+/* Any memory can be registered for asynchronous write protection. */
+TEST_F(uffd, private_memory_is_not_filled)
+{
+	struct uffd_vm *uvm = &self->uvm;
+	size_t size = uvm->slot.page_size;
+	int fd = vm_create_guest_memfd(uvm->vm, size, GUEST_MEMFD_FLAG_MMAP);
+	void *mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	void *from = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	struct uffdio_range range = { .start = (u64)mem, .len = size };
+	struct uffdio_copy copy = { .dst = (u64)mem, .src = (u64)from, .len = size };
+	struct uffdio_zeropage zero = { .range = range };
+	struct uffdio_continue cont = { .range = range };
+	int uffd = open_uffd(UFFD_FEATURE_WP_ASYNC);
+
+	TEST_ASSERT(!try_register(uffd, mem, size, UFFDIO_REGISTER_MODE_WP, NULL),
+		    "Asynchronous write protection should be possible, errno %d", errno);
+
+	expect_eperm(uffd, UFFDIO_COPY, &copy, "UFFDIO_COPY");
+	expect_eperm(uffd, UFFDIO_ZEROPAGE, &zero, "UFFDIO_ZEROPAGE");
+	TEST_ASSERT(!fallocate(fd, 0, 0, size), "fallocate() should succeed, errno %d", errno);
+	expect_eperm(uffd, UFFDIO_CONTINUE, &cont, "UFFDIO_CONTINUE");
+
+	close(uffd);
+	kvm_munmap(from, size);
+	kvm_munmap(mem, size);
 	close(fd);
 }
 
