@@ -1,0 +1,338 @@
+/*
+ * Stress test for pages of post-copy migration with KVM Userfault
+ *
+ * Threads in the place of vCPUs, of the fault thread, and of the one that reads
+ * the stream want and place the same pages at the same time.  Whatever the
+ * order, everybody who waits has to be woken, a page is filled and asked for
+ * once, and is not published before it is filled.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/atomic.h"
+#include "qemu/bitmap.h"
+#include "qemu/rcu.h"
+#include "qemu/thread.h"
+#include "exec/page-vary.h"
+#include "exec/ramlist.h"
+#include "system/kvm-userfault.h"
+#include "../../migration/migration.h"
+#include "../../migration/ram.h"
+#include "../../migration/postcopy-kvm.h"
+#include "../../migration/postcopy-kvm-page.h"
+
+#define PAGE_SIZE 4096
+#define PAGES 256
+#define VCPUS 3
+#define ROUNDS 1000
+
+/* A page that has not come by then never will. */
+#define LOST_MS 20000
+
+typedef struct Vcpu {
+    PostcopyKvmWaiter waiter;
+    QemuSemaphore woken;
+    unsigned int seed;
+} Vcpu;
+
+static MigrationIncomingState mis;
+static PostcopyKvmBlock block;
+static RAMBlock ram;
+
+static int fills[PAGES];
+static int asks[PAGES];
+static int maps[PAGES];
+static bool published[PAGES];
+
+/* Pages that were asked for, in that order, and how many there are */
+static int queue[PAGES];
+static int queued;
+
+/* In each round, all begin at once. */
+static int round_nr;
+static int at_work;
+
+/* What postcopy-kvm-page.c has from elsewhere */
+
+const TargetPageBits target_page = {
+    .decided = true,
+    .bits = 12,
+    .mask = -PAGE_SIZE,
+};
+
+RAMList ram_list;
+
+int migrate_send_rp_message_req_pages(MigrationIncomingState *m, RAMBlock *rb,
+                                      ram_addr_t start)
+{
+    unsigned long page = start / PAGE_SIZE;
+
+    qatomic_inc(&asks[page]);
+    qatomic_set(&queue[qatomic_fetch_inc(&queued)], page + 1);
+    return 0;
+}
+
+bool ramblock_page_is_discarded(RAMBlock *rb, ram_addr_t start)
+{
+    return false;
+}
+
+void ramblock_recv_bitmap_set_range(RAMBlock *rb, void *host_addr, size_t nr)
+{
+}
+
+ram_addr_t qemu_ram_block_host_offset(RAMBlock *rb, void *host)
+{
+    return (uint8_t *)host - rb->host;
+}
+
+void kvm_userfault_publish(RAMBlock *rb, ram_addr_t offset, size_t len)
+{
+    unsigned long page;
+
+    for (page = offset / PAGE_SIZE; page < (offset + len) / PAGE_SIZE; page++) {
+        g_assert_cmpint(qatomic_read(&fills[page]), ==, 1);
+        if (block.methods->map && !block.methods->direct) {
+            g_assert_cmpint(qatomic_read(&maps[page]), >, 0);
+        }
+        qatomic_set(&published[page], true);
+    }
+}
+
+/* Methods of three types of memory */
+
+static int fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
+                const void *from)
+{
+    qatomic_inc(&fills[offset / PAGE_SIZE]);
+    return 0;
+}
+
+static int fill_zero(PostcopyKvmBlock *b, int uffd, ram_addr_t offset)
+{
+    return fill(b, uffd, offset, NULL);
+}
+
+static int map(PostcopyKvmBlock *b, int uffd, ram_addr_t offset, size_t len)
+{
+    unsigned long page;
+
+    for (page = offset / PAGE_SIZE; page < (offset + len) / PAGE_SIZE; page++) {
+        g_assert_cmpint(qatomic_read(&fills[page]), ==, 1);
+        qatomic_inc(&maps[page]);
+    }
+    return 0;
+}
+
+static const PostcopyKvmMethods all_methods[] = {
+    { "filled and mapped at once", .fill = fill, .fill_zero = fill_zero },
+    { "mapped in ranges", .fill = fill, .fill_zero = fill_zero, .map = map },
+    { "taken from the file", .fill = fill, .fill_zero = fill_zero, .map = map,
+      .direct = true },
+};
+
+static void wake_vcpu(PostcopyKvmWaiter *w)
+{
+    qemu_sem_post(&container_of(w, Vcpu, waiter)->woken);
+}
+
+/* As a vCPU does: exit, wait, and enter again until the page is published. */
+static void vcpu_need(Vcpu *v, unsigned long page)
+{
+    ram_addr_t offset = page * PAGE_SIZE;
+
+    while (!qatomic_read(&published[page])) {
+        bool asked;
+
+        if (bitmap_test_acquire(block.filled, page)) {
+            postcopy_kvm_show_now(&block, page);
+            continue;
+        }
+        if (!postcopy_kvm_wait_for(&v->waiter, &ram, offset, &asked)) {
+            if (!postcopy_kvm_unqueue(&v->waiter)) {
+                qemu_sem_wait(&v->woken);
+            }
+            continue;
+        }
+        if (qemu_sem_timedwait(&v->woken, LOST_MS)) {
+            g_error("nobody has woken the waiter for page %lu: filled %d,"
+                    " requested %d", page, test_bit(page, block.filled),
+                    test_bit(page, block.requested));
+        }
+    }
+}
+
+/* Wait until the round @nr begins.  Spins, so that all begin at once. */
+static void begin(int nr)
+{
+    while (qatomic_load_acquire(&round_nr) != nr) {
+        g_thread_yield();
+    }
+}
+
+static void *vcpu_thread(void *opaque)
+{
+    Vcpu *v = opaque;
+    int nr, i;
+
+    rcu_register_thread();
+    for (nr = 1; nr <= ROUNDS; nr++) {
+        begin(nr);
+        /* Mostly the same pages as others, at about the same time */
+        for (i = 0; i < PAGES; i++) {
+            vcpu_need(v, rand_r(&v->seed) % 8 ? i :
+                         rand_r(&v->seed) % PAGES);
+        }
+        qatomic_dec(&at_work);
+    }
+    rcu_unregister_thread();
+    return NULL;
+}
+
+/* Host accesses, of many threads, all of which want the same page */
+static void *fault_thread(void *opaque)
+{
+    int nr, i;
+
+    rcu_register_thread();
+    for (nr = 1; nr <= ROUNDS; nr++) {
+        begin(nr);
+        for (i = 0; i < PAGES; i++) {
+            do {
+                g_assert_cmpint(postcopy_kvm_request_page(&mis, &ram,
+                                                          i * PAGE_SIZE),
+                                ==, 0);
+            } while (!qatomic_read(&published[i]));
+        }
+        qatomic_dec(&at_work);
+    }
+    rcu_unregister_thread();
+    return NULL;
+}
+
+/* What was asked for, and now and then another page, as background */
+static void place_pages(unsigned int *seed)
+{
+    static const uint8_t contents[PAGE_SIZE];
+    int done = 0, background = 0;
+
+    for (;;) {
+        /* First: those who have ended have asked before. */
+        bool last = !qatomic_load_acquire(&at_work);
+        int page = done < PAGES ? qatomic_read(&queue[done]) - 1 : -1;
+
+        if (page >= 0) {
+            done++;
+        } else if (last) {
+            return;
+        } else if (background < PAGES && rand_r(seed) % 64 == 0) {
+            page = background++;
+        } else {
+            continue;
+        }
+        postcopy_kvm_place_page(&mis, &ram, ram.host + page * PAGE_SIZE,
+                                contents);
+    }
+}
+
+static void reset(const PostcopyKvmMethods *methods)
+{
+    block.methods = methods;
+    bitmap_zero(block.claimed, PAGES);
+    bitmap_zero(block.requested, PAGES);
+    bitmap_zero(block.filled, PAGES);
+    bitmap_zero(block.present, PAGES);
+    bitmap_zero(block.host_wanted, PAGES);
+    block.run_pages = 0;
+    memset(fills, 0, sizeof(fills));
+    memset(asks, 0, sizeof(asks));
+    memset(maps, 0, sizeof(maps));
+    memset(published, 0, sizeof(published));
+    memset(queue, 0, sizeof(queue));
+    queued = 0;
+}
+
+static void check_round(void)
+{
+    unsigned long page;
+
+    postcopy_kvm_show_rest(&block);
+    for (page = 0; page < PAGES; page++) {
+        g_assert_cmpint(fills[page], ==, 1);
+        g_assert_cmpint(asks[page], <=, 1);
+        g_assert_true(published[page]);
+        /* Somebody waits for it in userfaultfd. */
+        if (block.methods->map) {
+            g_assert_cmpint(maps[page], >, 0);
+        }
+    }
+    g_assert_true(bitmap_empty(block.requested, PAGES));
+    g_assert_cmpint(qatomic_read(&mis.page_requested_count), ==, 0);
+}
+
+static void test_stress(const void *opaque)
+{
+    const PostcopyKvmMethods *methods = opaque;
+    unsigned int seed = g_test_rand_int();
+    QemuThread threads[VCPUS + 1];
+    Vcpu vcpus[VCPUS] = {};
+    int nr, i;
+
+    postcopy_kvm_pages_init(&mis);
+    qatomic_set(&round_nr, 0);
+    for (i = 0; i < VCPUS; i++) {
+        vcpus[i].seed = g_test_rand_int();
+        vcpus[i].waiter.wake = wake_vcpu;
+        qemu_sem_init(&vcpus[i].woken, 0);
+        qemu_thread_create(&threads[i], "vcpu", vcpu_thread, &vcpus[i],
+                           QEMU_THREAD_JOINABLE);
+    }
+    qemu_thread_create(&threads[VCPUS], "fault", fault_thread, NULL,
+                       QEMU_THREAD_JOINABLE);
+
+    for (nr = 1; nr <= ROUNDS; nr++) {
+        reset(methods);
+        qatomic_set(&at_work, VCPUS + 1);
+        qatomic_store_release(&round_nr, nr);
+        place_pages(&seed);
+        check_round();
+    }
+
+    for (i = 0; i <= VCPUS; i++) {
+        qemu_thread_join(&threads[i]);
+    }
+    for (i = 0; i < VCPUS; i++) {
+        qemu_sem_destroy(&vcpus[i].woken);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    size_t i;
+
+    g_test_init(&argc, &argv, NULL);
+
+    qemu_mutex_init(&mis.page_request_mutex);
+    qemu_cond_init(&mis.page_request_cond);
+    qemu_mutex_init(&block.run_lock);
+    ram.host = g_malloc(PAGES * PAGE_SIZE);
+    ram.page_size = PAGE_SIZE;
+    ram.postcopy_kvm = &block;
+    block.rb = &ram;
+    block.page_size = PAGE_SIZE;
+    block.pages = PAGES;
+    block.claimed = bitmap_new(PAGES);
+    block.requested = bitmap_new(PAGES);
+    block.filled = bitmap_new(PAGES);
+    block.present = bitmap_new(PAGES);
+    block.host_wanted = bitmap_new(PAGES);
+
+    for (i = 0; i < ARRAY_SIZE(all_methods); i++) {
+        g_autofree char *path = g_strdup_printf("/postcopy-kvm/page/%s",
+                                                all_methods[i].name);
+
+        g_test_add_data_func(path, &all_methods[i], test_stress);
+    }
+    return g_test_run();
+}
