@@ -451,7 +451,8 @@ TEST_F(uffd, private_memory_is_not_filled)
 
 	expect_eperm(uffd, UFFDIO_COPY, &copy, "UFFDIO_COPY");
 	expect_eperm(uffd, UFFDIO_ZEROPAGE, &zero, "UFFDIO_ZEROPAGE");
-	TEST_ASSERT(!fallocate(fd, 0, 0, size), "fallocate() should succeed, errno %d", errno);
+	TEST_ASSERT(!fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, size),
+		    "fallocate() should succeed, errno %d", errno);
 	expect_eperm(uffd, UFFDIO_CONTINUE, &cont, "UFFDIO_CONTINUE");
 
 	close(uffd);
