@@ -43,9 +43,6 @@
 
 #define POSTCOPY_KVM_SHARDS 64
 
-/* Microseconds until something that failed for want of memory is tried again */
-#define POSTCOPY_KVM_RETRY_US 100000
-
 /* The most that is mapped at once.  Whoever needs one of them does not wait. */
 #define POSTCOPY_KVM_RUN_PAGES 64
 
@@ -118,6 +115,17 @@ static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
     }
 }
 
+/* Nobody has to wait for the page any more, or has to want it again. */
+static void postcopy_kvm_forget_request(PostcopyKvmBlock *b, unsigned long page)
+{
+    ram_addr_t offset = page * b->page_size;
+
+    if (bitmap_test_and_clear_atomic(b->requested, page, 1)) {
+        postcopy_kvm_wake_all(postcopy_kvm_shard(b->rb, offset), b->rb, offset);
+        postcopy_kvm_request_done(pages.mis);
+    }
+}
+
 /*
  * Note that the page is needed, and ask for it unless somebody did.
  *
@@ -144,26 +152,26 @@ static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
         return true;
     }
 
-    if (bitmap_test_and_clear_atomic(b->requested, page, 1)) {
-        ram_addr_t offset = page * b->page_size;
-
-        postcopy_kvm_wake_all(postcopy_kvm_shard(b->rb, offset), b->rb, offset);
-        postcopy_kvm_request_done(pages.mis);
-    }
+    postcopy_kvm_forget_request(b, page);
     return false;
 }
 
-/* Returns 0, or non-zero if there is no connection to the source. */
-static int postcopy_kvm_ask(RAMBlock *rb, ram_addr_t offset)
+/*
+ * There is nothing to wait for on the source, it has no such page.  If there is
+ * no memory for it, whoever needs it wants it again, after a while.
+ *
+ * Returns 0, or -errno
+ */
+static int postcopy_kvm_place_discarded(PostcopyKvmBlock *b, ram_addr_t offset)
 {
-    MigrationIncomingState *mis = pages.mis;
+    int ret = postcopy_kvm_place_page(pages.mis, b->rb, b->rb->host + offset,
+                                      NULL);
 
-    /* There is nothing to wait for on the source, it has no such page. */
-    if (ramblock_page_is_discarded(rb, offset)) {
-        return postcopy_kvm_place_page(mis, rb, rb->host + offset, NULL);
+    if (ret) {
+        g_usleep(POSTCOPY_KVM_RETRY_US);
+        postcopy_kvm_forget_request(b, offset / b->page_size);
     }
-
-    return migrate_send_rp_message_req_pages(mis, rb, offset);
+    return ret;
 }
 
 /* Let host accesses see pages that are filled.  Returns 0, or -errno. */
@@ -326,21 +334,34 @@ int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
                               ram_addr_t offset)
 {
     PostcopyKvmBlock *b = rb->postcopy_kvm;
+    unsigned long page = offset / b->page_size;
     bool ask;
 
     postcopy_kvm_expect_host(b, offset);
-    if (!postcopy_kvm_want(b, offset / b->page_size, &ask)) {
-        /*
-         * Not mapped yet, or e.g. swapped out after it was.  Nobody else maps
-         * it, and no recovery follows if there is no memory for that now.
-         */
-        while (postcopy_kvm_show_now(b, offset / b->page_size) &&
-               !qatomic_read(&mis->fault_thread_quit)) {
-            g_usleep(POSTCOPY_KVM_RETRY_US);
+
+    /*
+     * If there is no memory, no recovery follows, and nobody else does what is
+     * left to do.  So it is tried again.
+     */
+    while (postcopy_kvm_want(b, page, &ask)) {
+        if (!ask) {
+            return 0;
         }
-        return 0;
+        if (!ramblock_page_is_discarded(rb, offset)) {
+            return migrate_send_rp_message_req_pages(mis, rb, offset);
+        }
+        if (!postcopy_kvm_place_discarded(b, offset) ||
+            qatomic_read(&mis->fault_thread_quit)) {
+            return 0;
+        }
     }
-    return ask ? postcopy_kvm_ask(rb, offset) : 0;
+
+    /* Not mapped yet, or e.g. swapped out after it was */
+    while (postcopy_kvm_show_now(b, page) == -ENOMEM &&
+           !qatomic_read(&mis->fault_thread_quit)) {
+        g_usleep(POSTCOPY_KVM_RETRY_US);
+    }
+    return 0;
 }
 
 void postcopy_kvm_resend_requests(MigrationIncomingState *mis)
@@ -403,9 +424,14 @@ bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, RAMBlock *rb,
     if (!postcopy_kvm_want(rb->postcopy_kvm, offset / rb->page_size, asked)) {
         return false;
     }
-    if (*asked) {
+    if (!*asked) {
+        return true;
+    }
+    if (ramblock_page_is_discarded(rb, offset)) {
+        postcopy_kvm_place_discarded(rb->postcopy_kvm, offset);
+    } else {
         /* If it can't be sent, it will be after the recovery. */
-        postcopy_kvm_ask(rb, offset);
+        migrate_send_rp_message_req_pages(pages.mis, rb, offset);
     }
     return true;
 }

@@ -11,6 +11,9 @@
 #include "migration.h"
 #include "postcopy-kvm-mem.h"
 
+/* Microseconds until something that failed for want of memory is tried again */
+#define POSTCOPY_KVM_RETRY_US 100000
+
 /*
  * Somebody who waits for a page, or did last.  In the list of the page's shard
  * until @ready, both of which change with the shard's lock.

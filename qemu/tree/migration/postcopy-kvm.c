@@ -148,7 +148,10 @@ static void postcopy_kvm_resolved(PostcopyKvmVcpu *v, PostcopyKvmBlock *b,
                                   RAMBlock *rb, ram_addr_t offset)
 {
     if (b && postcopy_kvm_missing(b, offset)) {
-        postcopy_kvm_show_now(b, offset / b->page_size);
+        if (postcopy_kvm_show_now(b, offset / b->page_size)) {
+            /* The vCPU exits again. */
+            g_usleep(POSTCOPY_KVM_RETRY_US);
+        }
         qatomic_set(&v->mapped, v->mapped + 1);
     } else {
         kvm_userfault_publish(rb, offset, rb->page_size);
@@ -180,6 +183,12 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
     if (!postcopy_kvm_wait_for(&v->waiter, rb, offset, &asked)) {
         postcopy_kvm_unqueue(&v->waiter);
         postcopy_kvm_resolved(v, b, rb, offset);
+        return false;
+    }
+    /* Pairs with smp_mb() in postcopy_kvm_cleanup(): it wakes us, or is seen. */
+    smp_mb();
+    if (!postcopy_kvm_active()) {
+        postcopy_kvm_unqueue(&v->waiter);
         return false;
     }
     qatomic_set(&v->requests, v->requests + asked);
@@ -541,8 +550,10 @@ void postcopy_kvm_cleanup(MigrationIncomingState *mis)
         }
     }
     kvm_userfault_stop();
-    postcopy_kvm_release_waiters();
     qatomic_set(&state.active, false);
+    /* Pairs with smp_mb() in postcopy_kvm_op_fault() */
+    smp_mb();
+    postcopy_kvm_release_waiters();
     if (!mis->have_fault_thread) {
         postcopy_kvm_release_blocks();
     }

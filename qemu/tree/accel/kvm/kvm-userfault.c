@@ -397,19 +397,29 @@ static bool kvm_userfault_try(CPUState *cpu, hwaddr gpa, MemTxAttrs attrs,
     return true;
 }
 
+typedef struct KVMUserfaultExit {
+    hwaddr gpa;
+    int as_id;
+} KVMUserfaultExit;
+
 static int kvm_userfault_covers(KVMMemoryListener *kml, KVMSlot *slot,
                                 void *opaque)
 {
-    hwaddr *gpa = opaque;
+    KVMUserfaultExit *exit = opaque;
 
-    return slot->userfault_bitmap &&
-           *gpa - slot->start_addr < slot->memory_size;
+    return slot->userfault_bitmap && kml->as_id == exit->as_id &&
+           exit->gpa - slot->start_addr < slot->memory_size;
 }
 
 /* There is no RAM at @gpa.  Returns 0 if KVM has seen that, too, or -1. */
-static int kvm_userfault_check_slots(hwaddr gpa)
+static int kvm_userfault_check_slots(hwaddr gpa, MemTxAttrs attrs)
 {
-    if (!kvm_for_each_slot(kvm_userfault_covers, &gpa)) {
+    KVMUserfaultExit exit = {
+        .gpa = gpa,
+        .as_id = attrs.secure && kvm_state->nr_as > 1,
+    };
+
+    if (!kvm_for_each_slot(kvm_userfault_covers, &exit)) {
         return 0;
     }
 
@@ -439,7 +449,7 @@ int kvm_userfault_handle_exit(CPUState *cpu, hwaddr gpa, MemTxAttrs attrs)
         BQL_LOCK_GUARD();
         if (qatomic_read(&userfault_ops) &&
             !kvm_userfault_try(cpu, gpa, attrs, ops, &wait)) {
-            return kvm_userfault_check_slots(gpa);
+            return kvm_userfault_check_slots(gpa, attrs);
         }
     }
 
