@@ -191,7 +191,7 @@ static void check_state(struct dirty_vm *dvm, u32 flags, u64 page)
 }
 
 /* Each way from one combination of the two flags to another, once. */
-TEST_F(dirty, every_transition)
+TEST_F_TIMEOUT(dirty, every_transition, USERFAULT_TIMEOUT)
 {
 	const u32 flags[] = { 0, KVM_MEM_USERFAULT, KVM_MEM_LOG_DIRTY_PAGES,
 			      KVM_MEM_USERFAULT | KVM_MEM_LOG_DIRTY_PAGES };
@@ -211,7 +211,7 @@ TEST_F(dirty, every_transition)
 }
 
 /* What was logged before userfault is toggled is still logged after that. */
-TEST_F(dirty, toggling_userfault_keeps_the_log)
+TEST_F_TIMEOUT(dirty, toggling_userfault_keeps_the_log, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->dvm.slot;
 	struct dirty_pages dirty;
@@ -229,7 +229,7 @@ TEST_F(dirty, toggling_userfault_keeps_the_log)
 }
 
 /* A page that is write-protected for the log, and whose bit gets set, exits. */
-TEST_F(dirty, write_to_a_protected_page_exits)
+TEST_F_TIMEOUT(dirty, write_to_a_protected_page_exits, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->dvm.slot;
 	struct dirty_pages dirty;
@@ -254,7 +254,7 @@ TEST_F(dirty, write_to_a_protected_page_exits)
 
 #ifdef __aarch64__
 /* x86 may map a page writable when it is read, and logs it then. */
-TEST_F(dirty, first_read_is_not_logged)
+TEST_F_TIMEOUT(dirty, first_read_is_not_logged, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->dvm.slot;
 	struct dirty_pages dirty;

@@ -175,7 +175,7 @@ static void fill_in_order(struct userfault_slot *slot, u64 round, u64 page)
  * The release in userfault_publish() pairs with KVM's acquire, so no word may
  * be one of the round before, which is what the page held until it was filled.
  */
-TEST_F(race, published_page_is_never_stale)
+TEST_F_TIMEOUT(race, published_page_is_never_stale, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->slot;
 	u64 round, page;
@@ -223,7 +223,7 @@ static void drop_page(struct userfault_slot *slot, u64 page)
  * would appear in its place: KVM reads mmu_invalidate_seq before the bit, so it
  * sees that the page was taken away in between, and begins again.
  */
-TEST_F(race, dropped_page_is_trapped)
+TEST_F_TIMEOUT(race, dropped_page_is_trapped, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->slot;
 	const u64 page = 5;
@@ -273,7 +273,7 @@ static void *flip_bits(void *arg)
  * An exit tells what was, not what is: the bit may be clear by the time that
  * userspace sees it.  All there is to do then is to enter the guest again.
  */
-TEST_F(race, exit_outlives_its_bit)
+TEST_F_TIMEOUT(race, exit_outlives_its_bit, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->slot;
 	struct flipper flipper = { .slot = slot };
@@ -328,7 +328,7 @@ static int provide_bitmap(int mode, int uffd, struct uffd_msg *msg)
 }
 
 /* KVM waits for a bitmap that userfaultfd provides, like anybody else would. */
-TEST_F(bitmap, may_be_demand_paged)
+TEST_F_TIMEOUT(bitmap, may_be_demand_paged, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->slot;
 	struct uffd_desc *uffd;
@@ -353,7 +353,7 @@ TEST_F(bitmap, may_be_demand_paged)
 }
 
 /* Taken out of the page table, or of memory, the bitmap means what it meant. */
-TEST_F(bitmap, may_be_reclaimed)
+TEST_F_TIMEOUT(bitmap, may_be_reclaimed, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->slot;
 	int fd = kvm_memfd_alloc(slot->bitmap_size, false);

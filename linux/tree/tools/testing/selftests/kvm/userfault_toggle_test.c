@@ -230,7 +230,7 @@ static void assert_counts(struct counting_vm *cvm, int index)
 	}
 }
 
-TEST_F(running, toggling_loses_nothing)
+TEST_F_TIMEOUT(running, toggling_loses_nothing, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->cvm.slot;
 	struct counter counters[NR_VCPUS];

@@ -17,6 +17,9 @@
 #define USERFAULT_GPA		((gpa_t)SZ_4G)
 #define USERFAULT_SLOT		10
 
+/* In seconds: the harness's default is too short for many vCPUs in an emulator. */
+#define USERFAULT_TIMEOUT	240
+
 #define BITS_PER_BITMAP_WORD	(sizeof(unsigned long) * 8)
 
 /* An exit reason that KVM never sets, to see that KVM set none. */
