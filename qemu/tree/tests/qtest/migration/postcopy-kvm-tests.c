@@ -214,15 +214,23 @@ static void run_out_of_memory(QTestState *from, QTestState *to)
  */
 static void *slow_down(QTestState *from, QTestState *to)
 {
-    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 16 * MiB);
+    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 64 * KiB);
     return NULL;
 }
 
-/* Many vCPUs take long to start, and only one of them needs pages. */
-static void *slow_down_more(QTestState *from, QTestState *to)
+/* From when a vCPU has needed a page, all may come as fast as it can. */
+static void speed_up(QTestState *from, QTestState *to)
 {
-    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 1 * MiB);
-    return NULL;
+    int64_t needed;
+
+    do {
+        g_autoptr(QDict) kvm = query_kvm_userfault(to);
+
+        needed = qdict_get_int(kvm, "exits") +
+                 qdict_get_int(kvm, "uffd-vcpu-faults");
+        usleep(1000);
+    } while (!needed);
+    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 0);
 }
 
 #ifdef CONFIG_GNUTLS
@@ -281,9 +289,8 @@ static const KvmTest kvm_tests[] = {
       .args = { .listen_uri = "defer", .connect_uri = "fd:fd-mig",
                 .start_hook = slow_down_fd, .end_hook = assert_used_fd } },
 #endif
-    { "vcpus", MEM_TYPE_MEMFD,
-      .args = { .start.opts_source = "-smp 64", .start.opts_target = "-smp 64",
-                .start_hook = slow_down_more } },
+    { "vcpus", MEM_TYPE_MEMFD, .args.start.opts_source = "-smp 64",
+      .args.start.opts_target = "-smp 64" },
     { "preempt/plain", MEM_TYPE_MEMFD, .preempt = true },
     { "preempt/anonymous", MEM_TYPE_ANON, .preempt = true },
     { "preempt/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true },
@@ -346,8 +353,9 @@ static void run_kvm_test(const KvmTest *test)
         args.listen_uri = uri;
     }
 
-    if (!test->recovery && !args.start_hook) {
-        args.start_hook = slow_down;
+    if (!test->recovery) {
+        args.start_hook = args.start_hook ?: slow_down;
+        args.postcopy_started_hook = speed_up;
     }
 #ifdef CONFIG_GNUTLS
     if (test->tls) {
@@ -427,6 +435,7 @@ static void test_postcopy_kvm_cancel(void)
     slow_down(from, to);
     start_precopy(from, to);
     migrate_postcopy_start(from, to, get_src());
+    speed_up(from, to);
     wait_for_migration_complete(from);
     wait_for_serial("dest_serial");
     assert_used(from, to, NULL);
