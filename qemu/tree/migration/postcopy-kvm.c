@@ -185,7 +185,7 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
         postcopy_kvm_resolved(v, b, rb, offset);
         return false;
     }
-    /* Pairs with smp_mb() in postcopy_kvm_cleanup(): it wakes us, or is seen. */
+    /* Pairs with smp_mb() in postcopy_kvm_cleanup(): it wakes us, or we go */
     smp_mb();
     if (!postcopy_kvm_active()) {
         postcopy_kvm_unqueue(&v->waiter);

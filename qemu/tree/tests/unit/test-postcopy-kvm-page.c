@@ -230,7 +230,7 @@ static void *fault_thread(void *opaque)
     return NULL;
 }
 
-/* What was asked for, and now and then another page, an odd one, as background */
+/* What was asked for, and now and then another page, with an odd number */
 static void place_pages(unsigned int *seed)
 {
     static const uint8_t contents[PAGE_SIZE];
