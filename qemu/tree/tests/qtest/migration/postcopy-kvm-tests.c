@@ -5,10 +5,12 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bswap.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "qemu/sockets.h"
 #include "libqtest.h"
+#include "migration/bootfile.h"
 #include "migration/framework.h"
 #include "migration/migration-qmp.h"
 #include "migration/migration-util.h"
@@ -92,13 +94,22 @@ static void wait_for_waiting_vcpu(QTestState *to)
 }
 
 /* Send a packet of gdb's protocol, and wait for an answer that isn't empty. */
-static void gdb_ask(int fd, const char *packet)
+static void gdb_ask(int fd, const char *data)
 {
+    g_autofree char *packet = NULL;
     char answer[4096];
+    uint8_t sum = 0;
     size_t len = 0;
 
-    g_assert_cmpint(write(fd, packet, strlen(packet)), ==, strlen(packet));
+    for (len = 0; data[len]; len++) {
+        sum += data[len];
+    }
+    packet = g_strdup_printf("$%s#%02x", data, sum);
+    len = strlen(packet);
+    g_assert_cmpint(write(fd, packet, len), ==, len);
+
     /* An acknowledgement, then $, what is asked for, #, and two digits */
+    len = 0;
     while (len < 4 || answer[len - 3] != '#') {
         ssize_t ret = read(fd, answer + len, sizeof(answer) - 1 - len);
 
@@ -111,8 +122,8 @@ static void gdb_ask(int fd, const char *packet)
     g_assert_cmpint(write(fd, "+", 1), ==, 1);
 }
 
-/* A debugger stops the guest, reads registers, and lets it go on. */
-static void assert_debugger_attaches(QTestState *to)
+/* Let a debugger stop the guest. */
+static int gdb_attach(QTestState *to)
 {
     g_autofree char *path = g_strdup_printf("%s/gdb",
                                             migration_get_env()->tmpfs);
@@ -124,13 +135,27 @@ static void assert_debugger_attaches(QTestState *to)
                              "  'arguments': { 'command-line': %s } }",
                              command);
     fd = unix_connect(path, &error_abort);
-    gdb_ask(fd, "$g#67");
-    gdb_ask(fd, "$D#44");
+    unlink(path);
+    return fd;
+}
+
+/* The guest goes on. */
+static void gdb_detach(QTestState *to, int fd)
+{
+    gdb_ask(fd, "D");
     close(fd);
     qtest_qmp_assert_success(to, "{ 'execute': 'human-monitor-command',"
                              "  'arguments': {"
                              "      'command-line': 'gdbserver none' } }");
-    unlink(path);
+}
+
+/* A debugger stops the guest, reads registers, and lets it go on. */
+static void assert_debugger_attaches(QTestState *to)
+{
+    int fd = gdb_attach(to);
+
+    gdb_ask(fd, "g");
+    gdb_detach(to, fd);
 }
 
 /*
@@ -162,6 +187,90 @@ static void assert_quits(QTestState *from, QTestState *to)
     qtest_qmp_assert_success(to, "{ 'execute': 'quit' }");
     qtest_wait_qemu(to);
 }
+
+#ifndef _WIN32
+/* QEMU_VM_COMMAND: MIG_CMD_OPEN_RETURN_PATH, then MIG_CMD_PING, 4 bytes long */
+static const uint8_t recovery_begins[] = {
+    8, 0, 1, 0, 0, 8, 0, 2, 0, 4, 'p', 'i', 'n', 'g',
+};
+
+/* MIG_RP_MSG_PONG */
+static const uint8_t return_path_is_open[] = {
+    0, 2, 0, 4, 'p', 'i', 'n', 'g',
+};
+
+/* The guest goes on at @rip with @rax, until it needs a page. */
+static void let_guest_run(QTestState *to, uint32_t rip, uint32_t rax)
+{
+    g_autofree char *set_rip = g_strdup_printf("P10=%08x00000000",
+                                               bswap32(rip));
+    g_autofree char *set_rax = g_strdup_printf("P0=%08x00000000",
+                                               bswap32(rax));
+    int fd = gdb_attach(to);
+
+    /* Without these, one register alone can't be written. */
+    gdb_ask(fd, "qXfer:features:read:target.xml:0,ff0");
+    gdb_ask(fd, "g");
+    gdb_ask(fd, set_rip);
+    gdb_ask(fd, set_rax);
+    gdb_detach(to, fd);
+    wait_for_waiting_vcpu(to);
+}
+
+/* a-b-bootblock.S: pre_zero, and do_zero */
+#define GUEST_BEGINS 0x7c38
+#define GUEST_WRITES_TO_RAX 0x7c3d
+
+/*
+ * While the destination recovers, the guest needs another page than before.
+ * The source isn't asked for it: what it reads at that time is something else.
+ * It is asked later, when the caller resumes the migration.
+ */
+static void need_page_during_recovery(QTestState *from, QTestState *to)
+{
+    uint8_t answer[sizeof(return_path_is_open)];
+    g_autoptr(QDict) before = NULL;
+    int ret, pair[2];
+    uint32_t rax;
+
+    migration_event_wait(to, "postcopy-paused");
+    wait_for_waiting_vcpu(to);
+    ret = qemu_socketpair(PF_LOCAL, SOCK_STREAM, 0, pair);
+    g_assert_cmpint(ret, ==, 0);
+    ret = send(pair[1], recovery_begins, sizeof(recovery_begins), 0);
+    g_assert_cmpint(ret, ==, sizeof(recovery_begins));
+    qtest_qmp_fds_assert_success(to, &pair[0], 1,
+                                 "{ 'execute': 'getfd',"
+                                 "  'arguments': { 'fdname': 'fd-mig' }}");
+    close(pair[0]);
+    migrate_recover(to, "fd:fd-mig");
+    migration_event_wait(to, "postcopy-recover");
+    ret = recv(pair[1], answer, sizeof(answer), MSG_WAITALL);
+    g_assert_cmpmem(answer, ret, return_path_is_open, sizeof(answer));
+
+    /* What has come since the beginning of post-copy is a few pages. */
+    before = query_kvm_userfault(to);
+    for (rax = X86_TEST_MEM_START + MiB;; rax += MiB) {
+        g_autoptr(QDict) kvm = NULL;
+
+        g_assert_cmphex(rax, <, X86_TEST_MEM_END);
+        let_guest_run(to, GUEST_WRITES_TO_RAX, rax);
+        kvm = query_kvm_userfault(to);
+        if (qdict_get_int(kvm, "requests") >
+            qdict_get_int(before, "requests")) {
+            break;
+        }
+    }
+    ret = recv(pair[1], answer, sizeof(answer), MSG_DONTWAIT);
+    g_assert_cmpint(ret, ==, -1);
+    g_assert_cmpint(errno, ==, EAGAIN);
+    let_guest_run(to, GUEST_BEGINS, 0);
+
+    migrate_pause(to);
+    migration_event_wait(to, "postcopy-paused");
+    close(pair[1]);
+}
+#endif
 
 #define HUGE_PAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
@@ -210,13 +319,9 @@ static void run_out_of_memory(QTestState *from, QTestState *to)
 
 /*
  * Nearly everything may have been sent when post-copy starts.  What is left
- * must not arrive before the guest needs any of it.
+ * must not arrive before the guest needs any of it: 64 KiB/s.
  */
-static void *slow_down(QTestState *from, QTestState *to)
-{
-    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 64 * KiB);
-    return NULL;
-}
+#define SLOW_POSTCOPY "-global migration.max-postcopy-bandwidth=65536"
 
 /* From when a vCPU has needed a page, all may come as fast as it can. */
 static void speed_up(QTestState *from, QTestState *to)
@@ -234,12 +339,6 @@ static void speed_up(QTestState *from, QTestState *to)
 }
 
 #ifdef CONFIG_GNUTLS
-static void *slow_down_tls(QTestState *from, QTestState *to)
-{
-    slow_down(from, to);
-    return migrate_hook_start_tls_psk_match(from, to);
-}
-
 static void assert_used_tls(QTestState *from, QTestState *to, void *opaque)
 {
     assert_used(from, to, NULL);
@@ -248,12 +347,6 @@ static void assert_used_tls(QTestState *from, QTestState *to, void *opaque)
 #endif
 
 #ifndef _WIN32
-static void *slow_down_fd(QTestState *from, QTestState *to)
-{
-    slow_down(from, to);
-    return migrate_hook_start_fd(from, to);
-}
-
 static void assert_used_fd(QTestState *from, QTestState *to, void *opaque)
 {
     assert_used(from, to, NULL);
@@ -287,7 +380,8 @@ static const KvmTest kvm_tests[] = {
 #ifndef _WIN32
     { "fd", MEM_TYPE_MEMFD,
       .args = { .listen_uri = "defer", .connect_uri = "fd:fd-mig",
-                .start_hook = slow_down_fd, .end_hook = assert_used_fd } },
+                .start_hook = migrate_hook_start_fd,
+                .end_hook = assert_used_fd } },
 #endif
     { "vcpus", MEM_TYPE_MEMFD, .args.start.opts_source = "-smp 64",
       .args.start.opts_target = "-smp 64" },
@@ -317,6 +411,10 @@ static const KvmTest kvm_tests[] = {
       .args.postcopy_abandoned = true },
     { "recovery/no-memory", MEM_TYPE_HUGETLB, .recovery = true,
       .args.postcopy_paused_hook = run_out_of_memory },
+#ifndef _WIN32
+    { "recovery/new-request", MEM_TYPE_MEMFD, .recovery = true,
+      .args.postcopy_paused_hook = need_page_during_recovery },
+#endif
     { "preempt/recovery/plain", MEM_TYPE_MEMFD, .preempt = true,
       .recovery = true },
     { "preempt/recovery/commands", MEM_TYPE_ANON, .preempt = true,
@@ -333,6 +431,7 @@ static void run_kvm_test(const KvmTest *test)
     MigrateCommon args = test->args;
     g_autofree char *uri = g_strdup_printf("unix:%s/migsocket",
                                            migration_get_env()->tmpfs);
+    g_autofree char *opts = NULL;
 
     /* Two guests of 150 MiB */
     if (test->mem_type == MEM_TYPE_HUGETLB &&
@@ -354,13 +453,14 @@ static void run_kvm_test(const KvmTest *test)
     }
 
     if (!test->recovery) {
-        args.start_hook = args.start_hook ?: slow_down;
+        opts = g_strdup_printf("%s " SLOW_POSTCOPY,
+                               args.start.opts_source ?: "");
+        args.start.opts_source = opts;
         args.postcopy_started_hook = speed_up;
     }
 #ifdef CONFIG_GNUTLS
     if (test->tls) {
-        args.start_hook = test->recovery ? migrate_hook_start_tls_psk_match
-                                         : slow_down_tls;
+        args.start_hook = migrate_hook_start_tls_psk_match;
         args.end_hook = assert_used_tls;
     }
 #endif
@@ -414,6 +514,7 @@ static void test_postcopy_kvm_cancel(void)
         .hide_stderr = true,
         .mem_type = MEM_TYPE_MEMFD,
         .kvm_userfault = "on",
+        .opts_source = SLOW_POSTCOPY,
         .caps[MIGRATION_CAPABILITY_POSTCOPY_RAM] = true,
     };
     QTestState *from, *to;
@@ -432,7 +533,6 @@ static void test_postcopy_kvm_cancel(void)
     if (migrate_start(&from, &to, "defer", &start)) {
         return;
     }
-    slow_down(from, to);
     start_precopy(from, to);
     migrate_postcopy_start(from, to, get_src());
     speed_up(from, to);
