@@ -13,10 +13,13 @@
 
 #include "guest_memfd.h"
 
-/* Clear a folio that was allocated, but not filled, e.g. by fallocate(). */
+/*
+ * Clear a folio that was allocated, but not filled, e.g. by fallocate(), unless
+ * it is broken, which callers see for themselves.
+ */
 static void kvm_gmem_make_uptodate(struct folio *folio)
 {
-	if (folio_test_uptodate(folio))
+	if (folio_test_uptodate(folio) || folio_test_hwpoison(folio))
 		return;
 
 	clear_highpage(folio_page(folio, 0));

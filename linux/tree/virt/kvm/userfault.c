@@ -102,4 +102,3 @@ int kvm_userfault_faultin(struct kvm_vcpu *vcpu,
 
 	return -EFAULT;
 }
-EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_userfault_faultin);

@@ -296,6 +296,11 @@ static u64 user_address_end(void)
 	return low;
 }
 
+TEST_F(userfault, is_reported_by_the_vm)
+{
+	TEST_ASSERT_EQ(vm_check_cap(self->vcpu->vm, KVM_CAP_USERFAULT), 1);
+}
+
 TEST_F(userfault, invalid_bitmap_pointer)
 {
 	const u64 bitmap = (u64)self->slot.bitmap;

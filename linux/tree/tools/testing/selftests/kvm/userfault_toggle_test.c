@@ -351,11 +351,21 @@ static void assert_refused(struct kvm_vm *vm, const char *what,
 		    what, err, r, errno);
 }
 
-static void assert_immutable(struct kvm_vm *vm, u32 slot, u32 flags)
+/* @other_fd: another guest_memfd of the same size */
+static void assert_immutable(struct kvm_vm *vm, u32 slot, u32 flags, int other_fd)
 {
 	struct kvm_userspace_memory_region2 region = memslot2region(vm, slot)->region;
+	int fd = region.guest_memfd;
 
 	region.flags = flags;
+	region.guest_memfd = other_fd;
+	assert_refused(vm, "other guest_memfd", region, EINVAL);
+	region.guest_memfd = fd;
+
+	region.guest_memfd_offset += getpagesize();
+	assert_refused(vm, "other offset", region, EINVAL);
+	region.guest_memfd_offset -= getpagesize();
+
 	region.guest_phys_addr += SZ_1G;
 	assert_refused(vm, "moved", region, EINVAL);
 	region.guest_phys_addr -= SZ_1G;
@@ -376,13 +386,20 @@ static void assert_immutable(struct kvm_vm *vm, u32 slot, u32 flags)
 
 TEST_F(guest_memfd, only_the_flag_can_change)
 {
-	assert_immutable(self->vm, self->slot.id, KVM_MEM_GUEST_MEMFD);
-	assert_immutable(self->vm, self->slot.id, KVM_MEM_GUEST_MEMFD | KVM_MEM_USERFAULT);
+	u32 id = self->slot.id;
+	int fd = gmem_create(self->vm);
+
+	/* As it is now, and as it may become. */
+	assert_immutable(self->vm, id, KVM_MEM_GUEST_MEMFD, fd);
+	assert_immutable(self->vm, id, KVM_MEM_GUEST_MEMFD | KVM_MEM_USERFAULT, fd);
 
 	userfault_on(&self->slot);
-	assert_immutable(self->vm, self->slot.id, KVM_MEM_GUEST_MEMFD | KVM_MEM_USERFAULT);
-	assert_immutable(self->vm, self->slot.id, KVM_MEM_GUEST_MEMFD);
+	assert_immutable(self->vm, id, KVM_MEM_GUEST_MEMFD | KVM_MEM_USERFAULT, fd);
+	assert_immutable(self->vm, id, KVM_MEM_GUEST_MEMFD, fd);
 	guest_read_filled(self->vcpu, &self->slot, 0);
+
+	assert_refused(self->vm, "unchanged", memslot2region(self->vm, id)->region, EINVAL);
+	kvm_close(fd);
 }
 
 TEST_F(guest_memfd, delete_then_close)
