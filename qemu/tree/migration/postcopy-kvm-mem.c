@@ -18,6 +18,9 @@
 #include "postcopy-kvm-mem.h"
 #include "trace.h"
 
+/* What PostcopyKvmMethods.refuse returns if other methods may do. */
+static const char other_type[] = "no method for this type of memory";
+
 #ifdef CONFIG_LINUX
 #include <sys/ioctl.h>
 #include "qemu/userfaultfd.h"
@@ -39,7 +42,7 @@ static bool is_hugetlb(RAMBlock *rb)
 static const char *anonymous_refuse(RAMBlock *rb)
 {
     if (qemu_ram_is_shared(rb)) {
-        return "shared";
+        return other_type;
     }
     if (rb->guest_memfd >= 0) {
         return "has private memory";
@@ -91,17 +94,12 @@ static const char *file_refuse(RAMBlock *rb, unsigned int fs_type,
 {
     uint64_t features;
 
-    if (rb->fd < 0) {
-        return "not backed by a file";
-    }
-    if (!qemu_ram_is_shared(rb)) {
-        return "not shared";
+    if (rb->fd < 0 || !qemu_ram_is_shared(rb) ||
+        qemu_fd_getfs(rb->fd) != fs_type) {
+        return other_type;
     }
     if (rb->guest_memfd >= 0) {
         return "has private memory";
-    }
-    if (qemu_fd_getfs(rb->fd) != fs_type) {
-        return "a file on another kind of file system";
     }
     if (uffd_query_features(&features) || !(features & feature)) {
         return "userfaultfd has no minor faults for this type of memory";
@@ -291,7 +289,7 @@ static const char *guest_memfd_refuse(RAMBlock *rb)
     uint64_t features;
 
     if (!qemu_ram_is_guest_memfd(rb)) {
-        return "not a guest_memfd";
+        return other_type;
     }
     if (uffd_query_features(&features) ||
         !(features & UFFD_FEATURE_GUEST_MEMFD)) {
@@ -326,13 +324,15 @@ static int guest_memfd_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
 {
     ssize_t len = RETRY_ON_EINTR(pwrite(b->rb->fd, from, b->page_size,
                                         b->rb->fd_offset + offset));
-    int err = errno;
+    /* Only of more than one page could some remain. */
+    int err = len < 0 ? errno : EIO;
 
     if (len == b->page_size) {
         return 0;
     }
 
-    error_report("post-copy: can't write %s+0x" RAM_ADDR_FMT ": %s",
+    error_report("post-copy: %s %s+0x" RAM_ADDR_FMT ": %s",
+                 err == ENOMEM ? "no memory for" : "can't write",
                  b->rb->idstr, offset, strerror(err));
     return -err;
 }
@@ -421,7 +421,7 @@ static const PostcopyKvmMethods *postcopy_kvm_methods(RAMBlock *rb,
 {
     size_t i;
 
-    *why = "no method for this type of memory";
+    *why = other_type;
     if (rb->page_size < qemu_target_page_size()) {
         *why = "pages smaller than the guest's";
         return NULL;
@@ -431,6 +431,9 @@ static const PostcopyKvmMethods *postcopy_kvm_methods(RAMBlock *rb,
         *why = all_methods[i]->refuse(rb);
         if (!*why) {
             return all_methods[i];
+        }
+        if (*why != other_type) {
+            break;
         }
     }
     return NULL;
@@ -446,7 +449,7 @@ const char *postcopy_kvm_block_refuse(RAMBlock *rb)
 
 bool postcopy_kvm_block_needed(RAMBlock *rb)
 {
-    return qemu_ram_is_guest_memfd(rb);
+    return qemu_ram_is_guest_memfd(rb) || rb->guest_memfd >= 0;
 }
 
 const char *postcopy_kvm_block_setup(RAMBlock *rb)

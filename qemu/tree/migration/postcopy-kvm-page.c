@@ -141,9 +141,11 @@ static void postcopy_kvm_forget_request(PostcopyKvmBlock *b, unsigned long page)
 static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
                               bool *ask)
 {
+    /* First, so that it is never less than what is requested. */
+    qatomic_inc(&pages.mis->page_requested_count);
     *ask = !bitmap_test_and_set_one_atomic(b->requested, page);
-    if (*ask) {
-        qatomic_inc(&pages.mis->page_requested_count);
+    if (!*ask) {
+        postcopy_kvm_request_done(pages.mis);
     }
 
     /* Pairs with smp_mb() in postcopy_kvm_place_page() */
@@ -156,6 +158,9 @@ static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
     return false;
 }
 
+static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
+                              const void *from);
+
 /*
  * There is nothing to wait for on the source, it has no such page.  If there is
  * no memory for it, whoever needs it wants it again, after a while.
@@ -164,8 +169,7 @@ static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
  */
 static int postcopy_kvm_place_discarded(PostcopyKvmBlock *b, ram_addr_t offset)
 {
-    int ret = postcopy_kvm_place_page(pages.mis, b->rb, b->rb->host + offset,
-                                      NULL);
+    int ret = postcopy_kvm_place(b, offset, NULL);
 
     if (ret) {
         g_usleep(POSTCOPY_KVM_RETRY_US);
@@ -276,12 +280,11 @@ static int postcopy_kvm_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
                 : b->methods->fill_zero(b, uffd, offset);
 }
 
-int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
-                            void *host, const void *from)
+static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
+                              const void *from)
 {
-    PostcopyKvmBlock *b = rb->postcopy_kvm;
-    ram_addr_t offset = qemu_ram_block_host_offset(rb, host);
     unsigned long page = offset / b->page_size;
+    RAMBlock *rb = b->rb;
     bool requested;
     int ret;
 
@@ -290,14 +293,14 @@ int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
         return 0;
     }
 
-    ret = postcopy_kvm_fill(b, mis->userfault_fd, offset, from);
+    ret = postcopy_kvm_fill(b, pages.mis->userfault_fd, offset, from);
     if (ret) {
         clear_bit_atomic(page, b->claimed);
         return ret;
     }
 
     stat64_add(&pages.placed, 1);
-    ramblock_recv_bitmap_set_range(rb, host,
+    ramblock_recv_bitmap_set_range(rb, rb->host + offset,
                                    b->page_size / qemu_target_page_size());
     trace_postcopy_kvm_place(rb->idstr, offset, !from);
     set_bit_atomic(page, b->filled);
@@ -319,8 +322,14 @@ int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
     }
 
     postcopy_kvm_wake_all(postcopy_kvm_shard(rb, offset), rb, offset);
-    postcopy_kvm_request_done(mis);
+    postcopy_kvm_request_done(pages.mis);
     return ret;
+}
+
+int postcopy_kvm_place_page(RAMBlock *rb, void *host, const void *from)
+{
+    return postcopy_kvm_place(rb->postcopy_kvm,
+                              qemu_ram_block_host_offset(rb, host), from);
 }
 
 void postcopy_kvm_expect_host(PostcopyKvmBlock *b, ram_addr_t offset)
@@ -364,9 +373,34 @@ int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
     return 0;
 }
 
-void postcopy_kvm_resend_requests(MigrationIncomingState *mis)
+/*
+ * Pages that were filled, but could not be mapped, have arrived: they don't
+ * come again, and nobody asks for them.  Returns 0, or -errno.
+ */
+static int postcopy_kvm_show_again(PostcopyKvmBlock *b)
+{
+    unsigned long *shown = b->methods->direct ? b->host_wanted : b->filled;
+    unsigned long page;
+    int ret = 0;
+
+    for (page = find_first_bit(shown, b->pages); !ret && page < b->pages;
+         page = find_next_bit(shown, b->pages, page + 1)) {
+        if (!bitmap_test_acquire(b->filled, page)) {
+            continue;
+        }
+        if (b->methods->direct) {
+            ret = postcopy_kvm_map(b, page, 1);
+        } else if (!test_bit(page, b->present)) {
+            ret = postcopy_kvm_show_now(b, page);
+        }
+    }
+    return ret;
+}
+
+int postcopy_kvm_resume(MigrationIncomingState *mis)
 {
     RAMBlock *rb;
+    int ret = 0;
 
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH(rb) {
@@ -378,7 +412,11 @@ void postcopy_kvm_resend_requests(MigrationIncomingState *mis)
             migrate_send_rp_message_req_pages(mis, rb, page * b->page_size);
             page++;
         }
+        if (b && !ret) {
+            ret = postcopy_kvm_show_again(b);
+        }
     }
+    return ret;
 }
 
 bool postcopy_kvm_missing(PostcopyKvmBlock *b, ram_addr_t offset)
@@ -415,20 +453,22 @@ bool postcopy_kvm_unqueue(PostcopyKvmWaiter *w)
     return true;
 }
 
-bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, RAMBlock *rb,
-                                  ram_addr_t offset, bool *asked)
+bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
+                           ram_addr_t offset, bool *asked)
 {
+    RAMBlock *rb = b->rb;
+
     /* First, as whoever sees that the page arrives looks for waiters once. */
     postcopy_kvm_queue(w, rb, offset);
 
-    if (!postcopy_kvm_want(rb->postcopy_kvm, offset / rb->page_size, asked)) {
+    if (!postcopy_kvm_want(b, offset / b->page_size, asked)) {
         return false;
     }
     if (!*asked) {
         return true;
     }
     if (ramblock_page_is_discarded(rb, offset)) {
-        postcopy_kvm_place_discarded(rb->postcopy_kvm, offset);
+        postcopy_kvm_place_discarded(b, offset);
     } else {
         /* If it can't be sent, it will be after the recovery. */
         migrate_send_rp_message_req_pages(pages.mis, rb, offset);

@@ -44,7 +44,7 @@ bool postcopy_kvm_missing(PostcopyKvmBlock *b, ram_addr_t offset);
  * Returns: false if the page is filled; @w is in the list nevertheless, or was
  *          woken
  */
-bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, RAMBlock *rb,
+bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
                            ram_addr_t offset, bool *asked);
 
 /*

@@ -180,7 +180,7 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
     if (!v->since || v->waiter.rb != rb || v->waiter.offset != offset) {
         v->since = get_clock();
     }
-    if (!postcopy_kvm_wait_for(&v->waiter, rb, offset, &asked)) {
+    if (!postcopy_kvm_wait_for(&v->waiter, b, offset, &asked)) {
         postcopy_kvm_unqueue(&v->waiter);
         postcopy_kvm_resolved(v, b, rb, offset);
         return false;
@@ -512,7 +512,7 @@ static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
     w->opaque = r;
     r->nr++;
     qatomic_inc(&r->left);
-    if (!postcopy_kvm_wait_for(w, rb, offset, &asked)) {
+    if (!postcopy_kvm_wait_for(w, b, offset, &asked)) {
         postcopy_kvm_show_now(b, offset / b->page_size);
         if (postcopy_kvm_unqueue(w)) {
             postcopy_kvm_run_unref(r);

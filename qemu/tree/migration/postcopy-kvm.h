@@ -95,8 +95,7 @@ uint64_t postcopy_kvm_uffd_mode(RAMBlock *rb);
  *
  * Returns: 0, or -errno
  */
-int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
-                            void *host, const void *from);
+int postcopy_kvm_place_page(RAMBlock *rb, void *host, const void *from);
 
 /**
  * postcopy_kvm_request_page: a thread that is not a vCPU in the guest waits
@@ -108,8 +107,15 @@ int postcopy_kvm_place_page(MigrationIncomingState *mis, RAMBlock *rb,
 int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
                               ram_addr_t offset);
 
-/* Ask again for all pages that somebody waits for, after a recovery. */
-void postcopy_kvm_resend_requests(MigrationIncomingState *mis);
+/**
+ * postcopy_kvm_resume: go on after a recovery
+ *
+ * Asks again for all pages that somebody waits for, and maps those that could
+ * not be mapped when they arrived.
+ *
+ * Returns: 0, or -errno if there is still one that can't be mapped
+ */
+int postcopy_kvm_resume(MigrationIncomingState *mis);
 
 /* Account a fault that userfaultfd reported, of the thread @tid. */
 void postcopy_kvm_count_uffd_fault(uint32_t tid);
@@ -121,8 +127,9 @@ void postcopy_kvm_count_uffd_fault(uint32_t tid);
  * @ns: how long it has waited, in nanoseconds
  * @count: how often
  *
- * Only waits after userfault exits are added: those in userfaultfd are counted
- * by postcopy-blocktime itself.
+ * Only waits after userfault exits are added.  postcopy-blocktime itself counts
+ * waits in userfaultfd, but not for RAM that KVM Userfault serves: it would
+ * have to see each page arrive, with a lock.
  */
 void postcopy_kvm_add_blocktime(int cpu, uint64_t *ns, uint64_t *count);
 

@@ -213,9 +213,19 @@ void kvm_userfault_slot_fini(KVMSlot *slot)
 static int kvm_userfault_start_slot(KVMMemoryListener *kml, KVMSlot *slot,
                                     void *opaque)
 {
+    int ret;
+
     kvm_userfault_slot_init(slot);
-    return slot->userfault_bitmap ?
-           kvm_set_user_memory_region(kml, slot, false) : 0;
+    if (!slot->userfault_bitmap) {
+        return 0;
+    }
+
+    ret = kvm_set_user_memory_region(kml, slot, false);
+    if (ret) {
+        slot->flags &= ~KVM_MEM_USERFAULT;
+        kvm_userfault_slot_fini(slot);
+    }
+    return ret;
 }
 
 static int kvm_userfault_stop_slot(KVMMemoryListener *kml, KVMSlot *slot,

@@ -38,9 +38,9 @@ typedef struct KVMUserfaultOps {
 
     /*
      * @cpu cannot go on without the page at @offset.  Called on the vCPU's
-     * thread, in an RCU read-side critical section, without the BQL; must
-     * not wait.  Returns false if the page is in place, and published;
-     * true if the vCPU thread has to call @wait.
+     * thread, in an RCU read-side critical section, with or without the BQL;
+     * must not wait for the page.  Returns false if the page is in place, and
+     * published; true if the vCPU thread has to call @wait.
      */
     bool (*fault)(CPUState *cpu, RAMBlock *rb, ram_addr_t offset);
 

@@ -49,6 +49,10 @@ static bool published[PAGES];
 static int queue[PAGES];
 static int queued;
 
+/* The thread that reads the stream, where mapping may fail */
+static __thread unsigned int *stream_seed;
+static __thread bool resuming;
+
 /* In each round, all begin at once. */
 static int round_nr;
 static int at_work;
@@ -68,6 +72,10 @@ int migrate_send_rp_message_req_pages(MigrationIncomingState *m, RAMBlock *rb,
 {
     unsigned long page = start / PAGE_SIZE;
 
+    /* It is still in the queue here. */
+    if (resuming) {
+        return 0;
+    }
     qatomic_inc(&asks[page]);
     qatomic_set(&queue[qatomic_fetch_inc(&queued)], page + 1);
     return 0;
@@ -118,6 +126,9 @@ static int map(PostcopyKvmBlock *b, int uffd, ram_addr_t offset, size_t len)
 {
     unsigned long page;
 
+    if (stream_seed && rand_r(stream_seed) % 32 == 0) {
+        return -ENOMEM;
+    }
     for (page = offset / PAGE_SIZE; page < (offset + len) / PAGE_SIZE; page++) {
         g_assert_cmpint(qatomic_read(&fills[page]), ==, 1);
         qatomic_inc(&maps[page]);
@@ -149,7 +160,7 @@ static void vcpu_need(Vcpu *v, unsigned long page)
             postcopy_kvm_show_now(&block, page);
             continue;
         }
-        if (!postcopy_kvm_wait_for(&v->waiter, &ram, offset, &asked)) {
+        if (!postcopy_kvm_wait_for(&v->waiter, &block, offset, &asked)) {
             if (!postcopy_kvm_unqueue(&v->waiter)) {
                 qemu_sem_wait(&v->woken);
             }
@@ -230,6 +241,18 @@ static void *fault_thread(void *opaque)
     return NULL;
 }
 
+/* Post-copy pauses, and is recovered, until the pages can be mapped. */
+static void recover(void)
+{
+    int ret;
+
+    resuming = true;
+    do {
+        ret = postcopy_kvm_resume(&mis);
+    } while (ret);
+    resuming = false;
+}
+
 /* What was asked for, and now and then another page, with an odd number */
 static void place_pages(unsigned int *seed)
 {
@@ -250,8 +273,11 @@ static void place_pages(unsigned int *seed)
         } else {
             continue;
         }
-        postcopy_kvm_place_page(&mis, &ram, ram.host + page * PAGE_SIZE,
-                                contents);
+        if (postcopy_kvm_place_page(&ram, ram.host + page * PAGE_SIZE,
+                                    contents)) {
+            recover();
+        }
+        g_assert_cmpint(qatomic_read(&mis.page_requested_count), >=, 0);
     }
 }
 
@@ -300,6 +326,7 @@ static void test_stress(const void *opaque)
     int nr, i;
 
     postcopy_kvm_pages_init(&mis);
+    stream_seed = &seed;
     qatomic_set(&round_nr, 0);
     for (i = 0; i < VCPUS; i++) {
         vcpus[i].seed = g_test_rand_int();
@@ -339,6 +366,7 @@ int main(int argc, char **argv)
     ram.host = g_malloc(PAGES * PAGE_SIZE);
     ram.page_size = PAGE_SIZE;
     ram.postcopy_kvm = &block;
+    QLIST_INSERT_HEAD_RCU(&ram_list.blocks, &ram, next);
     block.rb = &ram;
     block.page_size = PAGE_SIZE;
     block.pages = PAGES;

@@ -293,28 +293,33 @@ static void set_huge_pages(uint64_t nr)
     close(fd);
 }
 
-/*
- * There is memory for a few pages only, when the migration is resumed.  It
- * pauses again, and the caller resumes it when there is enough.
- */
+static uint64_t all_huge_pages;
+
+/* There is memory for a few more pages only. */
+static void take_huge_pages(QTestState *from, QTestState *to)
+{
+    all_huge_pages = huge_pages("nr_hugepages");
+    set_huge_pages(all_huge_pages - huge_pages("free_hugepages") + 2);
+}
+
 static void run_out_of_memory(QTestState *from, QTestState *to)
 {
-    g_autofree char *uri = g_strdup_printf("unix:%s/migsocket-no-memory",
-                                           migration_get_env()->tmpfs);
-    const char *ended[] = { "failed", "completed", NULL };
-    uint64_t nr = huge_pages("nr_hugepages");
-
-    migration_event_wait(to, "postcopy-paused");
-    set_huge_pages(nr - huge_pages("free_hugepages") + 10);
-
-    migrate_recover(to, uri);
-    migrate_qmp(from, to, uri, NULL, "{'resume': true}");
+    take_huge_pages(from, to);
     migrate_set_parameter_int(from, "max-postcopy-bandwidth", 0);
-    migration_event_wait(to, "postcopy-recover");
-    migration_event_wait(to, "postcopy-paused");
-    wait_for_migration_status(from, "postcopy-paused", ended);
+}
 
-    set_huge_pages(nr);
+/*
+ * Pages that are asked for come by the preempt channel, as fast as they can.
+ * No other huge page is complete by then.
+ */
+static void run_out_of_memory_preempt(QTestState *from, QTestState *to)
+{
+    take_huge_pages(from, to);
+}
+
+static void give_huge_pages_back(QTestState *from, QTestState *to)
+{
+    set_huge_pages(all_huge_pages);
 }
 
 /*
@@ -410,13 +415,21 @@ static const KvmTest kvm_tests[] = {
       .args.postcopy_paused_hook = assert_quits,
       .args.postcopy_abandoned = true },
     { "recovery/no-memory", MEM_TYPE_HUGETLB, .recovery = true,
-      .args.postcopy_paused_hook = run_out_of_memory },
+      .args = { .postcopy_pause_hook = run_out_of_memory,
+                .postcopy_paused_hook = give_huge_pages_back } },
 #ifndef _WIN32
     { "recovery/new-request", MEM_TYPE_MEMFD, .recovery = true,
       .args.postcopy_paused_hook = need_page_during_recovery },
 #endif
+    { "preempt/hugetlb", MEM_TYPE_HUGETLB, .preempt = true },
     { "preempt/recovery/plain", MEM_TYPE_MEMFD, .preempt = true,
       .recovery = true },
+    { "preempt/recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true,
+      .recovery = true },
+    { "preempt/recovery/no-memory", MEM_TYPE_HUGETLB, .preempt = true,
+      .recovery = true,
+      .args = { .postcopy_pause_hook = run_out_of_memory_preempt,
+                .postcopy_paused_hook = give_huge_pages_back } },
     { "preempt/recovery/commands", MEM_TYPE_ANON, .preempt = true,
       .recovery = true, .args.postcopy_paused_hook = assert_vcpu_listens },
 };
