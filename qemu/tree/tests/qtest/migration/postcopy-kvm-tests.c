@@ -55,6 +55,7 @@ static QDict *query_kvm_userfault(QTestState *to)
 static void assert_used(QTestState *from, QTestState *to, void *opaque)
 {
     g_autoptr(QDict) kvm = query_kvm_userfault(to);
+    g_autofree char *text = qtest_hmp(to, "info migrate");
     uint64_t exits = qdict_get_int(kvm, "exits");
     uint64_t requests = qdict_get_int(kvm, "requests");
 
@@ -68,6 +69,7 @@ static void assert_used(QTestState *from, QTestState *to, void *opaque)
     g_assert_cmpint(requests, >, 0);
     g_assert_cmpint(qdict_get_int(kvm, "pages"), >=, requests);
     g_assert_cmpint(qdict_get_int(kvm, "wait-ns"), >, 0);
+    g_assert_nonnull(strstr(text, "KVM Userfault: \t\ton"));
 }
 
 /* userfaultfd has trapped all accesses. */
@@ -293,6 +295,13 @@ static void set_huge_pages(uint64_t nr)
     close(fd);
 }
 
+/* The connection is cut on this side, while a vCPU needs a page. */
+static void cut_by_destination(QTestState *from, QTestState *to)
+{
+    wait_for_waiting_vcpu(to);
+    migrate_pause(to);
+}
+
 static uint64_t all_huge_pages;
 
 /* There is memory for a few more pages only. */
@@ -403,6 +412,8 @@ static const KvmTest kvm_tests[] = {
 #endif
     { "recovery/plain", MEM_TYPE_MEMFD, .recovery = true },
     { "recovery/anonymous", MEM_TYPE_ANON, .recovery = true },
+    { "recovery/destination", MEM_TYPE_MEMFD, .recovery = true,
+      .args.postcopy_pause_hook = cut_by_destination },
     { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
     { "recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .recovery = true },
     { "recovery/double-failures/handshake", MEM_TYPE_MEMFD, .recovery = true,
