@@ -285,16 +285,6 @@ static uint64_t huge_pages(const char *which)
            g_ascii_strtoull(text, NULL, 10) : 0;
 }
 
-static void set_huge_pages(uint64_t nr)
-{
-    g_autofree char *text = g_strdup_printf("%" PRIu64 "\n", nr);
-    int fd = open(HUGE_PAGES "nr_hugepages", O_WRONLY);
-
-    g_assert_cmpint(fd, >=, 0);
-    g_assert_cmpint(write(fd, text, strlen(text)), ==, strlen(text));
-    close(fd);
-}
-
 /* The connection is cut on this side, while a vCPU needs a page. */
 static void cut_by_destination(QTestState *from, QTestState *to)
 {
@@ -302,6 +292,7 @@ static void cut_by_destination(QTestState *from, QTestState *to)
     migrate_pause(to);
 }
 
+#ifdef CONFIG_LINUX
 /*
  * Both sides share the host's huge pages.  The source must not need one when
  * they are taken away: have all of its 150 MiB before.
@@ -316,16 +307,25 @@ static void *touch_source(QTestState *from, QTestState *to)
     return NULL;
 }
 
-static uint64_t all_huge_pages;
+static void *taken;
+static size_t taken_size;
 
 /*
- * There is memory for a few more pages only.  With preempt, those that are
- * asked for come as fast as they can, and no other is complete by then.
+ * There is memory for a few more pages only: the others are reserved.  With
+ * preempt, those that are asked for come as fast as they can, and no other is
+ * complete by then.
  */
 static void take_huge_pages(QTestState *from, QTestState *to)
 {
-    all_huge_pages = huge_pages("nr_hugepages");
-    set_huge_pages(all_huge_pages - huge_pages("free_hugepages") + 2);
+    uint64_t pages = huge_pages("free_hugepages") -
+                     huge_pages("resv_hugepages");
+
+    g_assert_cmpint(pages, >, 2);
+    taken_size = (pages - 2) * 2 * MiB;
+    taken = mmap(NULL, taken_size, PROT_NONE,
+                 MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB |
+                 21 << MAP_HUGE_SHIFT, -1, 0);
+    g_assert(taken != MAP_FAILED);
 }
 
 static void run_out_of_memory(QTestState *from, QTestState *to)
@@ -336,8 +336,9 @@ static void run_out_of_memory(QTestState *from, QTestState *to)
 
 static void give_huge_pages_back(QTestState *from, QTestState *to)
 {
-    set_huge_pages(all_huge_pages);
+    munmap(taken, taken_size);
 }
+#endif
 
 /*
  * Nearly everything may have been sent when post-copy starts.  What is left
@@ -434,10 +435,12 @@ static const KvmTest kvm_tests[] = {
     { "recovery/quit", MEM_TYPE_MEMFD, .recovery = true,
       .args.postcopy_paused_hook = assert_quits,
       .args.postcopy_abandoned = true },
+#ifdef CONFIG_LINUX
     { "recovery/no-memory", MEM_TYPE_HUGETLB, .recovery = true,
       .args = { .start_hook = touch_source,
                 .postcopy_pause_hook = run_out_of_memory,
                 .postcopy_paused_hook = give_huge_pages_back } },
+#endif
 #ifndef _WIN32
     { "recovery/new-request", MEM_TYPE_MEMFD, .recovery = true, .x86 = true,
       .args.postcopy_paused_hook = need_page_during_recovery },
@@ -447,11 +450,13 @@ static const KvmTest kvm_tests[] = {
       .recovery = true },
     { "preempt/recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true,
       .recovery = true },
+#ifdef CONFIG_LINUX
     { "preempt/recovery/no-memory", MEM_TYPE_HUGETLB, .preempt = true,
       .recovery = true,
       .args = { .start_hook = touch_source,
                 .postcopy_pause_hook = take_huge_pages,
                 .postcopy_paused_hook = give_huge_pages_back } },
+#endif
     { "preempt/recovery/commands", MEM_TYPE_ANON, .preempt = true,
       .recovery = true, .args.postcopy_paused_hook = assert_vcpu_listens },
 };
