@@ -4,6 +4,7 @@
  * to that page into an exit.
  */
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <fcntl.h>
 #include <pthread.h>
 
@@ -270,6 +271,16 @@ static void assert_set_region(struct userfault_slot *slot, const char *what,
 		    "%s: should get errno %d, got %d errno %d", what, err, r, errno);
 }
 
+#ifdef __aarch64__
+/* Have the kernel take tagged addresses, as far as it does. */
+static void permit_tagged_addresses(void)
+{
+	prctl(PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 0, 0, 0);
+}
+#else
+static void permit_tagged_addresses(void) { }
+#endif
+
 #ifdef __x86_64__
 #define USER_ADDRESS_BITS	63
 #else
@@ -317,6 +328,7 @@ TEST_F(userfault, invalid_bitmap_pointer)
 		{ "the end of userspace",	end,		EINVAL },
 		{ "kernel half",		BIT_ULL(63),	EINVAL },
 		{ "last word",			-8ull,		EINVAL },
+		{ "tagged",			bitmap | 0x2aull << 56,	EINVAL },
 		{ "one word over the end",	end - size + 8,	EINVAL },
 		{ "last word of userspace",	end - 8,	EINVAL },
 		{ "up to the end",		end - size,	0 },
@@ -325,6 +337,7 @@ TEST_F(userfault, invalid_bitmap_pointer)
 	};
 	int i;
 
+	permit_tagged_addresses();
 	for (i = 0; i < ARRAY_SIZE(testcases); i++) {
 		assert_set_region(&self->slot, testcases[i].what, KVM_MEM_USERFAULT,
 				  testcases[i].bitmap, testcases[i].err);
@@ -493,6 +506,55 @@ TEST_F(userfault, setting_a_bit_does_not_unmap)
 	guest_read_faults(self->vcpu, slot, 2);
 }
 
+#ifdef __x86_64__
+/* With shadow paging, KVM walks the guest's page tables, and that does not exit. */
+static bool guest_walks_page_tables(void)
+{
+	return kvm_is_tdp_enabled();
+}
+
+static gpa_t pte_gpa(struct kvm_vm *vm, gva_t gva)
+{
+	return addr_hva2gpa(vm, vm_get_pte(vm, gva));
+}
+#else
+static bool guest_walks_page_tables(void)
+{
+	return true;
+}
+
+static gpa_t pte_gpa(struct kvm_vm *vm, gva_t gva)
+{
+	return addr_hva2gpa(vm, virt_get_pte_hva(vm, gva));
+}
+#endif
+
+/* The guest's page tables are in slot 0, and one of their pages is trapped. */
+TEST_F(userfault, page_table_walk_exits)
+{
+	struct userfault_slot tables, *slot = &self->slot;
+	struct kvm_userspace_memory_region2 *region;
+	u64 page;
+
+	if (!guest_walks_page_tables())
+		SKIP(return, "KVM walks the page tables of the guest");
+
+	region = &memslot2region(self->vm, 0)->region;
+	userfault_slot_init(&tables, self->vm, region->guest_phys_addr,
+			    region->memory_size / getpagesize());
+	tables.id = 0;
+	page = (pte_gpa(self->vm, slot->gpa) - tables.gpa) / tables.page_size;
+	userfault_set_bit(&tables, page);
+	userfault_on(&tables);
+
+	guest_prepare(slot, GUEST_READ, 3, 0);
+	run_to_userfault(self->vcpu, &tables, page);
+	run_to_userfault(self->vcpu, &tables, page);
+	userfault_publish(&tables, page);
+	TEST_ASSERT_EQ(run_to_done(self->vcpu), userfault_pattern(3));
+	userfault_off(&tables);
+}
+
 /* A page that the host takes away has to be mapped again, so that exits. */
 TEST_F(userfault, unmapped_page_exits_again)
 {
@@ -590,7 +652,8 @@ static int count_in_trace(const char *needle)
 TEST_F(userfault, tracepoint_fires)
 {
 	struct userfault_slot *slot = &self->slot;
-	int n;
+	char event[64];
+	int n, i;
 
 	if (access(TRACEFS "trace", R_OK))
 		mount("tracefs", TRACEFS, "tracefs", 0, NULL);
@@ -609,6 +672,11 @@ TEST_F(userfault, tracepoint_fires)
 	write_file(TRACE_EVENT, "0");
 	n = count_in_trace("kvm_userfault:");
 	TEST_ASSERT(n == 2, "The tracepoint should fire twice, got %d", n);
+	for (i = 0; i < 2; i++) {
+		snprintf(event, sizeof(event), "kvm_userfault: vcpu 0 gpa 0x%lx shared",
+			 userfault_gpa(slot, i));
+		TEST_ASSERT_EQ(count_in_trace(event), 1);
+	}
 }
 
 /* Whether the kernel has warned since boot: it may do so only once per place. */
