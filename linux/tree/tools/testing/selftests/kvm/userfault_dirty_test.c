@@ -10,7 +10,8 @@
 #include "kvm_test_harness.h"
 
 #define TEST_NPAGES	96
-#define RING_ENTRIES	512
+/* A ring has at least a page. */
+#define RING_ENTRIES	(SZ_64K / sizeof(struct kvm_dirty_gfn))
 
 struct dirty_vm {
 	struct kvm_vcpu *vcpu;
