@@ -16,6 +16,7 @@
 #include "migration/migration-util.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
+#include "qobject/qnum.h"
 
 #ifdef CONFIG_LINUX
 #include <linux/kvm.h>
@@ -51,6 +52,44 @@ static QDict *query_kvm_userfault(QTestState *to)
     return kvm;
 }
 
+static int64_t sum_of_list(QDict *dict, const char *name)
+{
+    const QListEntry *entry;
+    int64_t sum = 0;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(dict, name), entry) {
+        sum += qnum_get_int(qobject_to(QNum, qlist_entry_obj(entry)));
+    }
+    return sum;
+}
+
+/*
+ * What postcopy-blocktime says has what vCPUs did not wait for in userfaultfd.
+ * A vCPU's time is given in whole milliseconds, rounded down.  A fault counts
+ * once, when its page is there; one that was interrupted exits again.
+ */
+static void assert_blocktime(QTestState *to, QDict *kvm)
+{
+    QDict *info = migrate_query(to);
+    int64_t wait_ms = qdict_get_int(kvm, "wait-ns") / 1000000;
+    int64_t vcpus = qlist_size(qdict_get_qlist(info,
+                                               "postcopy-vcpu-blocktime"));
+    int64_t faults = sum_of_list(info, "postcopy-latency-dist");
+
+    g_assert_cmpint(sum_of_list(info, "postcopy-vcpu-blocktime"), >=,
+                    wait_ms - vcpus);
+    g_assert_cmpint(qdict_get_int(info, "postcopy-blocktime"), <=,
+                    sum_of_list(info, "postcopy-vcpu-blocktime") + vcpus);
+    g_assert_cmpint(faults, >, 0);
+    g_assert_cmpint(faults, <=, qdict_get_int(kvm, "exits") -
+                                qdict_get_int(kvm, "resolved") +
+                                qdict_get_int(kvm, "uffd-vcpu-faults") +
+                                qdict_get_int(kvm, "uffd-other-faults"));
+    g_assert_cmpint(qdict_get_int(info, "postcopy-latency"), >, 0);
+    g_assert_cmpint(sum_of_list(info, "postcopy-vcpu-latency"), >, 0);
+    qobject_unref(info);
+}
+
 /* vCPU threads have resolved their own faults, and none was left to others. */
 static void assert_used(QTestState *from, QTestState *to, void *opaque)
 {
@@ -69,7 +108,10 @@ static void assert_used(QTestState *from, QTestState *to, void *opaque)
     g_assert_cmpint(requests, >, 0);
     g_assert_cmpint(qdict_get_int(kvm, "pages"), >=, requests);
     g_assert_cmpint(qdict_get_int(kvm, "wait-ns"), >, 0);
+    g_assert_cmpint(qdict_get_int(kvm, "uffd-vcpu-faults"), ==, 0);
+    g_assert_true(qlist_empty(qdict_get_qlist(kvm, "fallback")));
     g_assert_nonnull(strstr(text, "KVM Userfault: \t\ton"));
+    assert_blocktime(to, kvm);
 }
 
 /* userfaultfd has trapped all accesses. */
@@ -292,6 +334,47 @@ static void cut_by_destination(QTestState *from, QTestState *to)
     migrate_pause(to);
 }
 
+static int64_t bytes_left(QTestState *from)
+{
+    QDict *info = migrate_query(from);
+    int64_t left = qdict_get_int(qdict_get_qdict(info, "ram"), "remaining");
+
+    qobject_unref(info);
+    return left;
+}
+
+/*
+ * The fewer pages are left, the slower they come: ten a second at the end, as
+ * the source looks at the limit so often.
+ */
+static void cut_at_last_pages(QTestState *from, QTestState *to)
+{
+    int64_t left;
+
+    while ((left = bytes_left(from)) > 32 * 4 * KiB) {
+        migrate_set_parameter_int(from, "max-postcopy-bandwidth", left / 4);
+        usleep(10000);
+    }
+    g_assert_cmpint(left, >, 0);
+    migrate_pause(from);
+}
+
+#ifndef _WIN32
+/*
+ * The other side is there and takes nothing, as if the network were dead, while
+ * a huge page is under way to it, of which a socket's buffer has a part at most.
+ * The source pauses when it is told to, all the same.
+ */
+static void pause_stalled_source(QTestState *from, QTestState *to)
+{
+    wait_for_waiting_vcpu(to);
+    kill(qtest_pid(to), SIGSTOP);
+    migrate_pause(from);
+    wait_for_migration_status(from, "postcopy-paused", NULL);
+    kill(qtest_pid(to), SIGCONT);
+}
+#endif
+
 #ifdef CONFIG_LINUX
 /*
  * Both sides share the host's huge pages.  The source must not need one when
@@ -361,6 +444,19 @@ static void speed_up(QTestState *from, QTestState *to)
     migrate_set_parameter_int(from, "max-postcopy-bandwidth", 0);
 }
 
+/*
+ * The guest begins again while most of its memory is on the source: firmware
+ * moves memory slots about, and QEMU writes ROMs, whose pages may be missing.
+ */
+static void reset_guest(QTestState *from, QTestState *to)
+{
+    wait_for_waiting_vcpu(to);
+    qtest_qmp_assert_success(to, "{ 'execute': 'system_reset' }");
+    qtest_qmp_eventwait(to, "RESET");
+    wait_for_waiting_vcpu(to);
+    speed_up(from, to);
+}
+
 #ifdef CONFIG_GNUTLS
 static void assert_used_tls(QTestState *from, QTestState *to, void *opaque)
 {
@@ -377,6 +473,48 @@ static void assert_used_fd(QTestState *from, QTestState *to, void *opaque)
 }
 #endif
 
+#ifndef _WIN32
+#define TO_SOURCE "to-source"
+#define TO_DESTINATION "to-destination"
+
+/*
+ * Commands that move what QEMU writes to one FIFO, and what comes from another
+ * to QEMU.  Each FIFO is opened when the other side does it, too.
+ */
+static char *exec_uri(const char *in, const char *out)
+{
+    const char *tmpfs = migration_get_env()->tmpfs;
+
+    return g_strdup_printf("exec:cat < %s/%s & exec cat > %s/%s",
+                           tmpfs, in, tmpfs, out);
+}
+
+static char *fifo_path(const char *name)
+{
+    return g_strdup_printf("%s/%s", migration_get_env()->tmpfs, name);
+}
+
+static void *make_fifos(QTestState *from, QTestState *to)
+{
+    g_autofree char *to_source = fifo_path(TO_SOURCE);
+    g_autofree char *to_destination = fifo_path(TO_DESTINATION);
+
+    g_assert_cmpint(mkfifo(to_source, 0600), ==, 0);
+    g_assert_cmpint(mkfifo(to_destination, 0600), ==, 0);
+    return NULL;
+}
+
+static void assert_used_exec(QTestState *from, QTestState *to, void *opaque)
+{
+    g_autofree char *to_source = fifo_path(TO_SOURCE);
+    g_autofree char *to_destination = fifo_path(TO_DESTINATION);
+
+    assert_used(from, to, NULL);
+    unlink(to_source);
+    unlink(to_destination);
+}
+#endif
+
 typedef struct KvmTest {
     const char *name;
     MemType mem_type;
@@ -385,6 +523,7 @@ typedef struct KvmTest {
     bool recovery;
     bool tls;
     bool unix_socket;
+    bool exec;
     bool x86;                   /* needs to know what the guest's code is */
     MigrateCommon args;
 } KvmTest;
@@ -407,11 +546,18 @@ static const KvmTest kvm_tests[] = {
                 .start_hook = migrate_hook_start_fd,
                 .end_hook = assert_used_fd } },
 #endif
+#ifndef _WIN32
+    { "exec", MEM_TYPE_MEMFD, .exec = true,
+      .args = { .start_hook = make_fifos, .end_hook = assert_used_exec } },
+#endif
+    { "reset", MEM_TYPE_MEMFD, .args.postcopy_started_hook = reset_guest },
     { "vcpus", MEM_TYPE_MEMFD, .args.start.opts_source = "-smp 64",
       .args.start.opts_target = "-smp 64" },
     { "preempt/plain", MEM_TYPE_MEMFD, .preempt = true },
     { "preempt/anonymous", MEM_TYPE_ANON, .preempt = true },
     { "preempt/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true },
+    { "preempt/release-ram", MEM_TYPE_MEMFD, .preempt = true,
+      .cap = MIGRATION_CAPABILITY_RELEASE_RAM },
     { "preempt/multifd", MEM_TYPE_MEMFD, .preempt = true,
       .cap = MIGRATION_CAPABILITY_MULTIFD },
 #ifdef CONFIG_GNUTLS
@@ -424,6 +570,8 @@ static const KvmTest kvm_tests[] = {
     { "recovery/anonymous", MEM_TYPE_ANON, .recovery = true },
     { "recovery/destination", MEM_TYPE_MEMFD, .recovery = true,
       .args.postcopy_pause_hook = cut_by_destination },
+    { "recovery/last-pages", MEM_TYPE_MEMFD, .recovery = true,
+      .args.postcopy_pause_hook = cut_at_last_pages },
     { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
     { "recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .recovery = true },
     { "recovery/double-failures/handshake", MEM_TYPE_MEMFD, .recovery = true,
@@ -448,6 +596,18 @@ static const KvmTest kvm_tests[] = {
     { "preempt/hugetlb", MEM_TYPE_HUGETLB, .preempt = true },
     { "preempt/recovery/plain", MEM_TYPE_MEMFD, .preempt = true,
       .recovery = true },
+    { "preempt/recovery/anonymous", MEM_TYPE_ANON, .preempt = true,
+      .recovery = true },
+    { "preempt/recovery/hugetlb", MEM_TYPE_HUGETLB, .preempt = true,
+      .recovery = true },
+#ifndef _WIN32
+    { "preempt/recovery/stalled", MEM_TYPE_HUGETLB, .preempt = true,
+      .recovery = true, .unix_socket = true,
+      .args.postcopy_pause_hook = pause_stalled_source },
+#endif
+    { "preempt/recovery/quit", MEM_TYPE_MEMFD, .preempt = true,
+      .recovery = true, .args.postcopy_paused_hook = assert_quits,
+      .args.postcopy_abandoned = true },
     { "preempt/recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true,
       .recovery = true },
 #ifdef CONFIG_LINUX
@@ -472,6 +632,10 @@ static void run_kvm_test(const KvmTest *test)
     g_autofree char *uri = g_strdup_printf("unix:%s/migsocket",
                                            migration_get_env()->tmpfs);
     g_autofree char *opts = NULL;
+#ifndef _WIN32
+    g_autofree char *exec_listen = exec_uri(TO_DESTINATION, TO_SOURCE);
+    g_autofree char *exec_connect = exec_uri(TO_SOURCE, TO_DESTINATION);
+#endif
 
     /* Two guests of 150 MiB */
     if (test->mem_type == MEM_TYPE_HUGETLB &&
@@ -491,12 +655,18 @@ static void run_kvm_test(const KvmTest *test)
     if (test->unix_socket) {
         args.listen_uri = uri;
     }
+#ifndef _WIN32
+    if (test->exec) {
+        args.listen_uri = exec_listen;
+        args.connect_uri = exec_connect;
+    }
+#endif
 
     if (!test->recovery) {
         opts = g_strdup_printf("%s " SLOW_POSTCOPY,
                                args.start.opts_source ?: "");
         args.start.opts_source = opts;
-        args.postcopy_started_hook = speed_up;
+        args.postcopy_started_hook = args.postcopy_started_hook ?: speed_up;
     }
 #ifdef CONFIG_GNUTLS
     if (test->tls) {
