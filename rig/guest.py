@@ -27,7 +27,7 @@ class Guest:
 
 
 GUESTS = {
-    'x86': Guest(('q35', 'pc'), 'max', 'ttyS0',
+    'x86': Guest(('q35', 'pc', 'microvm,pcie=on'), 'max', 'ttyS0',
                  'build/qemu/obj/qemu-system-x86_64',
                  'build/guest/initramfs.cpio'),
     'arm64': Guest(('virt,gic-version=3',), 'host', 'ttyAMA0',
@@ -127,6 +127,11 @@ def device_arguments(scenario):
     return words
 
 
+# Of a program in front of QEMU: it may not open a userfaultfd, even as root.
+_WITHOUT_USERFAULTFD = ('sh', '-c', 'rm -f /dev/userfaultfd; exec setpriv '
+                        '--bounding-set=-sys_ptrace --inh-caps=-sys_ptrace "$@"', 'sh')
+
+
 def qemu_command(scenario, host):
     """argv of the QEMU inside a virtual host, a or b; b waits for the guest.
 
@@ -139,6 +144,7 @@ def qemu_command(scenario, host):
         '' if scenario.nic == 'none' else TAP,
         f'{VHOST_USER_BLK} -s {VHOST_USER_SOCKET} -b {DISK}'
         if scenario.disk == 'vhost-user' else '',
+        *(_WITHOUT_USERFAULTFD if scenario.deny_userfaultfd and host == 'b' else ()),
         str(scenario.guest_qemu(host)), '-name', 'guest,debug-threads=on',
         '-nodefaults', '-no-user-config', '-no-reboot',
         '-display', 'none', '-L', str(scenario.guest_firmware),

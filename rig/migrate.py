@@ -40,6 +40,7 @@ class Scenario:
     memory_mib: int = 512
     touched_mib: int = 256
     userfault: str = 'auto'
+    deny_userfaultfd: bool = False  # the destination may not use it
     preempt: bool = False
     precopy_percent: int = 0        # of RAM to send before post-copy starts
     bandwidth_mib: int = 0          # MiB/s of the background; 0: no limit

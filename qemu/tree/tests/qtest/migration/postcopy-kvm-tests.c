@@ -362,8 +362,8 @@ static void cut_at_last_pages(QTestState *from, QTestState *to)
 #ifndef _WIN32
 /*
  * The other side is there and takes nothing, as if the network were dead, while
- * a huge page is under way to it, of which a socket's buffer has a part at most.
- * The source pauses when it is told to, all the same.
+ * a huge page is under way to it, of which a socket's buffer has a part at
+ * most.  The source pauses when it is told to, all the same.
  */
 static void pause_stalled_source(QTestState *from, QTestState *to)
 {
