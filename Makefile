@@ -80,6 +80,11 @@ check-kvm: ready
 	@tests/check-kvm --arch x86
 	@tests/check-kvm --arch arm64
 
+#: make check-qemu   QEMU's unit tests and qtests, on its base and on our series
+check-qemu: ready
+	@ninja -C build check-qemu-parts
+	@tests/check-qemu
+
 #: make check-pages  arm64 selftests on kernels with pages of 16 and 64 KiB
 check-pages: ready
 	@ninja -C build 16k-parts 64k-parts
@@ -116,5 +121,5 @@ distclean:
 	scripts/distclean
 
 .PHONY: help deps configure ready all demo demo-libvirt packages check check-all \
-	check-debug check-kvm check-packages check-pages bench-kernel bench-migrate \
+	check-debug check-kvm check-qemu check-packages check-pages bench-kernel bench-migrate \
 	bench-syscalls soak clean distclean
