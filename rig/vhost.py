@@ -109,11 +109,16 @@ class Options:
 
 @functools.cache
 def _clock(arch, icount):
-    """One frequency for all hosts, see tsc.py. arm64's is fixed."""
+    """One frequency for all hosts, see tsc.py. arm64's is fixed.
+
+    And no watchdog, which keeps Linux 7.3 from booting now and then: it waits
+    for another processor that waits for its lock, and there is no time yet that
+    goes on and lets it give up.
+    """
     if arch != 'x86':
         return ''
     khz = ICOUNT_KHZ if icount else tsc.frequency_khz()
-    return f'tsc_early_khz={khz}' if khz else ''
+    return 'tsc=nowatchdog' + (f' tsc_early_khz={khz}' if khz else '')
 
 
 def join():
