@@ -334,31 +334,6 @@ static void cut_by_destination(QTestState *from, QTestState *to)
     migrate_pause(to);
 }
 
-static int64_t bytes_left(QTestState *from)
-{
-    QDict *info = migrate_query(from);
-    int64_t left = qdict_get_int(qdict_get_qdict(info, "ram"), "remaining");
-
-    qobject_unref(info);
-    return left;
-}
-
-/*
- * The fewer pages are left, the slower they come: ten a second at the end, as
- * the source looks at the limit so often.
- */
-static void cut_at_last_pages(QTestState *from, QTestState *to)
-{
-    int64_t left;
-
-    while ((left = bytes_left(from)) > 32 * 4 * KiB) {
-        migrate_set_parameter_int(from, "max-postcopy-bandwidth", left / 4);
-        usleep(10000);
-    }
-    g_assert_cmpint(left, >, 0);
-    migrate_pause(from);
-}
-
 #ifndef _WIN32
 /*
  * The other side is there and takes nothing, as if the network were dead, while
@@ -570,8 +545,6 @@ static const KvmTest kvm_tests[] = {
     { "recovery/anonymous", MEM_TYPE_ANON, .recovery = true },
     { "recovery/destination", MEM_TYPE_MEMFD, .recovery = true,
       .args.postcopy_pause_hook = cut_by_destination },
-    { "recovery/last-pages", MEM_TYPE_MEMFD, .recovery = true,
-      .args.postcopy_pause_hook = cut_at_last_pages },
     { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
     { "recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .recovery = true },
     { "recovery/double-failures/handshake", MEM_TYPE_MEMFD, .recovery = true,
