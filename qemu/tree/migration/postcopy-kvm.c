@@ -41,8 +41,12 @@ typedef struct PostcopyKvmVcpu {
     /* Set when there may be a reason to end the wait */
     QemuEvent event;
     PostcopyKvmWaiter waiter;
-    /* When the vCPU first needed that page, 0 if it is not waiting */
+    /*
+     * When the vCPU first needed that page, 0 if it does not; and when it last
+     * exited for it, which is later if a wait was interrupted
+     */
     int64_t since;
+    int64_t last;
 
     uint64_t exits;
     uint64_t resolved;
@@ -103,15 +107,13 @@ static PostcopyKvmVcpu *postcopy_kvm_vcpu(CPUState *cpu)
     return &state.vcpus[cpu->cpu_index];
 }
 
-/* A wait of the vCPU is over. */
-static void postcopy_kvm_account(PostcopyKvmVcpu *v)
+/* A page that the vCPU has waited for is there. */
+static void postcopy_kvm_account_latency(PostcopyKvmVcpu *v, int64_t now)
 {
-    uint64_t ns = get_clock() - v->since;
-    uint64_t us = ns / SCALE_US;
+    uint64_t us = (now - v->since) / SCALE_US;
     int bucket = us ? 63 - clz64(us) : 0;
 
     bucket = MIN(bucket, POSTCOPY_KVM_BUCKETS - 1);
-    qatomic_set(&v->wait_ns, v->wait_ns + ns);
     qatomic_set(&v->latency[bucket], v->latency[bucket] + 1);
     v->since = 0;
 }
@@ -157,7 +159,9 @@ static void postcopy_kvm_resolved(PostcopyKvmVcpu *v, PostcopyKvmBlock *b,
         kvm_userfault_publish(rb, offset, rb->page_size);
         qatomic_set(&v->resolved, v->resolved + 1);
     }
-    v->since = 0;
+    if (v->since) {
+        postcopy_kvm_account_latency(v, get_clock());
+    }
 }
 
 static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
@@ -169,6 +173,10 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
 
     qatomic_set(&v->exits, v->exits + 1);
     offset = ROUND_DOWN(offset, rb->page_size);
+    if (v->waiter.rb != rb || v->waiter.offset != offset) {
+        /* If it was interrupted, it has moved on to another page. */
+        v->since = 0;
+    }
 
     /* The lock-free way out: the page came while the vCPU was exiting. */
     if (!b || offset / b->page_size >= b->pages ||
@@ -177,9 +185,7 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
         return false;
     }
 
-    if (!v->since || v->waiter.rb != rb || v->waiter.offset != offset) {
-        v->since = get_clock();
-    }
+    v->last = get_clock();
     if (!postcopy_kvm_wait_for(&v->waiter, b, offset, &asked)) {
         postcopy_kvm_unqueue(&v->waiter);
         postcopy_kvm_resolved(v, b, rb, offset);
@@ -191,6 +197,7 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
         postcopy_kvm_unqueue(&v->waiter);
         return false;
     }
+    v->since = v->since ?: v->last;
     qatomic_set(&v->requests, v->requests + asked);
     trace_postcopy_kvm_fault(cpu->cpu_index, rb->idstr, offset, asked);
     return true;
@@ -252,13 +259,16 @@ static bool postcopy_kvm_wait_ready(CPUState *cpu, PostcopyKvmVcpu *v)
 static bool postcopy_kvm_op_wait(CPUState *cpu)
 {
     PostcopyKvmVcpu *v = postcopy_kvm_vcpu(cpu);
+    int64_t now;
     bool ready;
 
     postcopy_kvm_wait_begin();
     ready = postcopy_kvm_wait_ready(cpu, v);
     postcopy_kvm_wait_end();
+    now = get_clock();
+    qatomic_set(&v->wait_ns, v->wait_ns + now - v->last);
     if (ready) {
-        postcopy_kvm_account(v);
+        postcopy_kvm_account_latency(v, now);
     }
     return ready;
 }
@@ -343,6 +353,7 @@ static void postcopy_kvm_reset_counts(void)
         PostcopyKvmVcpu *v = &state.vcpus[i];
 
         v->exits = v->resolved = v->mapped = v->requests = v->wait_ns = 0;
+        v->since = 0;
         memset(v->latency, 0, sizeof(v->latency));
     }
     stat64_init(&state.all_blocked_ns, 0);

@@ -66,7 +66,8 @@ static int64_t sum_of_list(QDict *dict, const char *name)
 /*
  * What postcopy-blocktime says has what vCPUs did not wait for in userfaultfd.
  * A vCPU's time is given in whole milliseconds, rounded down.  A fault counts
- * once, when its page is there; one that was interrupted exits again.
+ * once, when the vCPU finds its page there, if it had to wait; one that was
+ * interrupted exits again, and may be for another page then.
  */
 static void assert_blocktime(QTestState *to, QDict *kvm)
 {
@@ -699,6 +700,7 @@ static void test_postcopy_kvm_cancel(void)
         .kvm_userfault = "on",
         .opts_source = SLOW_POSTCOPY,
         .caps[MIGRATION_CAPABILITY_POSTCOPY_RAM] = true,
+        .caps[MIGRATION_CAPABILITY_POSTCOPY_BLOCKTIME] = true,
     };
     QTestState *from, *to;
 
