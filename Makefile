@@ -80,10 +80,11 @@ check-kvm: ready
 	@tests/check-kvm --arch x86
 	@tests/check-kvm --arch arm64
 
-#: make check-qemu   QEMU's unit tests and qtests, on its base and on our series
+#: make check-qemu   QEMU's own tests, on its base and on our series; both migrate
 check-qemu: ready
 	@ninja -C build check-qemu-parts
 	@tests/check-qemu
+	@tests/migrate --base-qemu
 
 #: make check-pages  arm64 selftests on kernels with pages of 16 and 64 KiB
 check-pages: ready

@@ -12,20 +12,18 @@
 #include "libqtest.h"
 #include "migration/bootfile.h"
 #include "migration/framework.h"
+#include "migration/migration-gdb.h"
 #include "migration/migration-qmp.h"
 #include "migration/migration-util.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
 #include "qobject/qnum.h"
 
-#ifdef CONFIG_LINUX
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
-#endif
 
 static bool kvm_userfault_supported(void)
 {
-#if defined(CONFIG_LINUX) && defined(KVM_CAP_USERFAULT)
     int kvm = open("/dev/kvm", O_RDONLY);
     int ret;
 
@@ -35,9 +33,6 @@ static bool kvm_userfault_supported(void)
     ret = ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_USERFAULT);
     close(kvm);
     return ret > 0;
-#else
-    return false;
-#endif
 }
 
 /* What the destination says about the migration that is over */
@@ -138,62 +133,6 @@ static void wait_for_waiting_vcpu(QTestState *to)
     } while (!waiting);
 }
 
-/* Send a packet of gdb's protocol, and wait for an answer that isn't empty. */
-static void gdb_ask(int fd, const char *data)
-{
-    g_autofree char *packet = NULL;
-    char answer[4096];
-    uint8_t sum = 0;
-    size_t len = 0;
-
-    for (len = 0; data[len]; len++) {
-        sum += data[len];
-    }
-    packet = g_strdup_printf("$%s#%02x", data, sum);
-    len = strlen(packet);
-    g_assert_cmpint(write(fd, packet, len), ==, len);
-
-    /* An acknowledgement, then $, what is asked for, #, and two digits */
-    len = 0;
-    while (len < 4 || answer[len - 3] != '#') {
-        ssize_t ret = read(fd, answer + len, sizeof(answer) - 1 - len);
-
-        g_assert_cmpint(ret, >, 0);
-        len += ret;
-    }
-    answer[len] = 0;
-    g_assert_true(g_str_has_prefix(answer, "+$"));
-    g_assert_cmpint(len, >, strlen("+$#00"));
-    g_assert_cmpint(write(fd, "+", 1), ==, 1);
-}
-
-/* Let a debugger stop the guest. */
-static int gdb_attach(QTestState *to)
-{
-    g_autofree char *path = g_strdup_printf("%s/gdb",
-                                            migration_get_env()->tmpfs);
-    g_autofree char *command =
-        g_strdup_printf("gdbserver unix:%s,server=on,wait=off", path);
-    int fd;
-
-    qtest_qmp_assert_success(to, "{ 'execute': 'human-monitor-command',"
-                             "  'arguments': { 'command-line': %s } }",
-                             command);
-    fd = unix_connect(path, &error_abort);
-    unlink(path);
-    return fd;
-}
-
-/* The guest goes on. */
-static void gdb_detach(QTestState *to, int fd)
-{
-    gdb_ask(fd, "D");
-    close(fd);
-    qtest_qmp_assert_success(to, "{ 'execute': 'human-monitor-command',"
-                             "  'arguments': {"
-                             "      'command-line': 'gdbserver none' } }");
-}
-
 /* A debugger stops the guest, reads registers, and lets it go on. */
 static void assert_debugger_attaches(QTestState *to)
 {
@@ -233,7 +172,6 @@ static void assert_quits(QTestState *from, QTestState *to)
     qtest_wait_qemu(to);
 }
 
-#ifndef _WIN32
 /* QEMU_VM_COMMAND: MIG_CMD_OPEN_RETURN_PATH, then MIG_CMD_PING, 4 bytes long */
 static const uint8_t recovery_begins[] = {
     8, 0, 1, 0, 0, 8, 0, 2, 0, 4, 'p', 'i', 'n', 'g',
@@ -315,7 +253,6 @@ static void need_page_during_recovery(QTestState *from, QTestState *to)
     migration_event_wait(to, "postcopy-paused");
     close(pair[1]);
 }
-#endif
 
 #define HUGE_PAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
@@ -335,7 +272,6 @@ static void cut_by_destination(QTestState *from, QTestState *to)
     migrate_pause(to);
 }
 
-#ifndef _WIN32
 /*
  * The other side is there and takes nothing, as if the network were dead, while
  * a huge page is under way to it, of which a socket's buffer has a part at
@@ -349,9 +285,7 @@ static void pause_stalled_source(QTestState *from, QTestState *to)
     wait_for_migration_status(from, "postcopy-paused", NULL);
     kill(qtest_pid(to), SIGCONT);
 }
-#endif
 
-#ifdef CONFIG_LINUX
 /*
  * Both sides share the host's huge pages.  The source must not need one when
  * they are taken away: have all of its 150 MiB before.
@@ -397,7 +331,6 @@ static void give_huge_pages_back(QTestState *from, QTestState *to)
 {
     munmap(taken, taken_size);
 }
-#endif
 
 /*
  * Nearly everything may have been sent when post-copy starts.  What is left
@@ -441,15 +374,12 @@ static void assert_used_tls(QTestState *from, QTestState *to, void *opaque)
 }
 #endif
 
-#ifndef _WIN32
 static void assert_used_fd(QTestState *from, QTestState *to, void *opaque)
 {
     assert_used(from, to, NULL);
     migrate_hook_end_fd(from, to, opaque);
 }
-#endif
 
-#ifndef _WIN32
 #define TO_SOURCE "to-source"
 #define TO_DESTINATION "to-destination"
 
@@ -489,7 +419,6 @@ static void assert_used_exec(QTestState *from, QTestState *to, void *opaque)
     unlink(to_source);
     unlink(to_destination);
 }
-#endif
 
 typedef struct KvmTest {
     const char *name;
@@ -516,16 +445,12 @@ static const KvmTest kvm_tests[] = {
     { "multifd", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_MULTIFD },
     { "unix", MEM_TYPE_MEMFD, .unix_socket = true },
     { "preempt/unix", MEM_TYPE_MEMFD, .unix_socket = true, .preempt = true },
-#ifndef _WIN32
     { "fd", MEM_TYPE_MEMFD,
       .args = { .listen_uri = "defer", .connect_uri = "fd:fd-mig",
                 .start_hook = migrate_hook_start_fd,
                 .end_hook = assert_used_fd } },
-#endif
-#ifndef _WIN32
     { "exec", MEM_TYPE_MEMFD, .exec = true,
       .args = { .start_hook = make_fifos, .end_hook = assert_used_exec } },
-#endif
     { "reset", MEM_TYPE_MEMFD, .args.postcopy_started_hook = reset_guest },
     { "vcpus", MEM_TYPE_MEMFD, .args.start.opts_source = "-smp 64",
       .args.start.opts_target = "-smp 64" },
@@ -557,16 +482,12 @@ static const KvmTest kvm_tests[] = {
     { "recovery/quit", MEM_TYPE_MEMFD, .recovery = true,
       .args.postcopy_paused_hook = assert_quits,
       .args.postcopy_abandoned = true },
-#ifdef CONFIG_LINUX
     { "recovery/no-memory", MEM_TYPE_HUGETLB, .recovery = true,
       .args = { .start_hook = touch_source,
                 .postcopy_pause_hook = run_out_of_memory,
                 .postcopy_paused_hook = give_huge_pages_back } },
-#endif
-#ifndef _WIN32
     { "recovery/new-request", MEM_TYPE_MEMFD, .recovery = true, .x86 = true,
       .args.postcopy_paused_hook = need_page_during_recovery },
-#endif
     { "preempt/hugetlb", MEM_TYPE_HUGETLB, .preempt = true },
     { "preempt/recovery/plain", MEM_TYPE_MEMFD, .preempt = true,
       .recovery = true },
@@ -574,23 +495,19 @@ static const KvmTest kvm_tests[] = {
       .recovery = true },
     { "preempt/recovery/hugetlb", MEM_TYPE_HUGETLB, .preempt = true,
       .recovery = true },
-#ifndef _WIN32
     { "preempt/recovery/stalled", MEM_TYPE_HUGETLB, .preempt = true,
       .recovery = true, .unix_socket = true,
       .args.postcopy_pause_hook = pause_stalled_source },
-#endif
     { "preempt/recovery/quit", MEM_TYPE_MEMFD, .preempt = true,
       .recovery = true, .args.postcopy_paused_hook = assert_quits,
       .args.postcopy_abandoned = true },
     { "preempt/recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true,
       .recovery = true },
-#ifdef CONFIG_LINUX
     { "preempt/recovery/no-memory", MEM_TYPE_HUGETLB, .preempt = true,
       .recovery = true,
       .args = { .start_hook = touch_source,
                 .postcopy_pause_hook = take_huge_pages,
                 .postcopy_paused_hook = give_huge_pages_back } },
-#endif
     { "preempt/recovery/commands", MEM_TYPE_ANON, .preempt = true,
       .recovery = true, .args.postcopy_paused_hook = assert_vcpu_listens },
 };
@@ -606,10 +523,8 @@ static void run_kvm_test(const KvmTest *test)
     g_autofree char *uri = g_strdup_printf("unix:%s/migsocket",
                                            migration_get_env()->tmpfs);
     g_autofree char *opts = NULL;
-#ifndef _WIN32
     g_autofree char *exec_listen = exec_uri(TO_DESTINATION, TO_SOURCE);
     g_autofree char *exec_connect = exec_uri(TO_SOURCE, TO_DESTINATION);
-#endif
 
     /* Two guests of 150 MiB */
     if (test->mem_type == MEM_TYPE_HUGETLB &&
@@ -629,12 +544,10 @@ static void run_kvm_test(const KvmTest *test)
     if (test->unix_socket) {
         args.listen_uri = uri;
     }
-#ifndef _WIN32
     if (test->exec) {
         args.listen_uri = exec_listen;
         args.connect_uri = exec_connect;
     }
-#endif
 
     if (!test->recovery) {
         opts = g_strdup_printf("%s " SLOW_POSTCOPY,
