@@ -14,6 +14,7 @@
 #include "migration/framework.h"
 #include "migration/migration-gdb.h"
 #include "migration/migration-qmp.h"
+#include "migration/migration-relay.h"
 #include "migration/migration-util.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
@@ -286,6 +287,48 @@ static void pause_stalled_source(QTestState *from, QTestState *to)
     kill(qtest_pid(to), SIGCONT);
 }
 
+static MigrationRelay *relay;
+
+static void give_fd(QTestState *who, int fd)
+{
+    qtest_qmp_fds_assert_success(who, &fd, 1,
+                                 "{ 'execute': 'getfd',"
+                                 "  'arguments': { 'fdname': 'fd-mig' }}");
+    close(fd);
+}
+
+static void *start_relay(QTestState *from, QTestState *to)
+{
+    int source, destination;
+
+    relay = migration_relay_new(&source, &destination);
+    give_fd(from, source);
+    give_fd(to, destination);
+    migrate_incoming_qmp(to, "fd:fd-mig", NULL, "{}");
+    return NULL;
+}
+
+/*
+ * The connection breaks when the source has sent everything, and a good part of
+ * it has not arrived.
+ */
+static void lose_last_pages(QTestState *from, QTestState *to)
+{
+    uint64_t dropped = 0;
+
+    wait_for_waiting_vcpu(to);
+    migration_relay_drop_pages(relay);
+    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 0);
+    while (read_ram_property_int(from, "remaining") ||
+           migration_relay_dropped(relay) != dropped) {
+        dropped = migration_relay_dropped(relay);
+        /* Long enough for the source to begin to wait for the destination */
+        g_usleep(500 * 1000);
+    }
+    g_assert_cmpint(dropped, >, MiB);
+    migration_relay_cut(relay);
+}
+
 /*
  * Both sides share the host's huge pages.  The source must not need one when
  * they are taken away: have all of its 150 MiB before.
@@ -471,6 +514,10 @@ static const KvmTest kvm_tests[] = {
     { "recovery/anonymous", MEM_TYPE_ANON, .recovery = true },
     { "recovery/destination", MEM_TYPE_MEMFD, .recovery = true,
       .args.postcopy_pause_hook = cut_by_destination },
+    { "recovery/last-pages", MEM_TYPE_MEMFD, .recovery = true,
+      .args = { .listen_uri = "defer", .connect_uri = "fd:fd-mig",
+                .start_hook = start_relay,
+                .postcopy_pause_hook = lose_last_pages } },
     { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
     { "recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .recovery = true },
     { "recovery/double-failures/handshake", MEM_TYPE_MEMFD, .recovery = true,
@@ -591,13 +638,12 @@ static void test_postcopy_kvm_off(void)
 }
 
 /* Start a migration that does not end by itself, and wait for some of it. */
-static void start_precopy(QTestState *from, QTestState *to)
+static void start_precopy(QTestState *from, QTestState *to, const char *uri)
 {
     migrate_ensure_non_converge(from);
     migrate_prepare_for_dirty_mem(from);
-    migrate_incoming_qmp(to, "tcp:127.0.0.1:0", NULL, "{}");
     wait_for_serial("src_serial");
-    migrate_qmp(from, to, NULL, NULL, "{}");
+    migrate_qmp(from, to, uri, NULL, "{}");
     migrate_wait_for_dirty_mem(from, to);
 }
 
@@ -620,7 +666,8 @@ static void test_postcopy_kvm_cancel(void)
     if (migrate_start(&from, &to, "defer", &start)) {
         return;
     }
-    start_precopy(from, to);
+    migrate_incoming_qmp(to, "tcp:127.0.0.1:0", NULL, "{}");
+    start_precopy(from, to, NULL);
     migrate_cancel(from);
     qtest_set_expected_status(to, EXIT_FAILURE);
     qtest_wait_qemu(to);
@@ -631,11 +678,50 @@ static void test_postcopy_kvm_cancel(void)
     if (migrate_start(&from, &to, "defer", &start)) {
         return;
     }
-    start_precopy(from, to);
+    migrate_incoming_qmp(to, "tcp:127.0.0.1:0", NULL, "{}");
+    start_precopy(from, to, NULL);
     migrate_postcopy_start(from, to, get_src());
     speed_up(from, to);
     wait_for_migration_complete(from);
     wait_for_serial("dest_serial");
+    assert_used(from, to, NULL);
+    migrate_end(from, to, true);
+}
+
+/*
+ * The destination has everything, and the source does not get to know it before
+ * the connection breaks.  It must not start the guest a second time.
+ */
+static void test_postcopy_kvm_lost_answer(void)
+{
+    MigrateStart start = {
+        .hide_stderr = true,
+        .mem_type = MEM_TYPE_MEMFD,
+        .kvm_userfault = "on",
+        .opts_source = SLOW_POSTCOPY,
+        .caps[MIGRATION_CAPABILITY_POSTCOPY_RAM] = true,
+        .caps[MIGRATION_CAPABILITY_POSTCOPY_BLOCKTIME] = true,
+    };
+    g_autoptr(QDict) status = NULL;
+    QTestState *from, *to;
+
+    if (migrate_start(&from, &to, "defer", &start)) {
+        return;
+    }
+    start_relay(from, to);
+    start_precopy(from, to, "fd:fd-mig");
+    migrate_postcopy_start(from, to, get_src());
+    speed_up(from, to);
+
+    /* Pages come without being asked for. */
+    migration_relay_drop_answers(relay);
+    wait_for_migration_status(to, "completed", NULL);
+    wait_for_serial("dest_serial");
+    migration_relay_cut(relay);
+
+    wait_for_migration_status(from, "postcopy-paused", NULL);
+    status = qtest_qmp_assert_success_ref(from, "{ 'execute': 'query-status' }");
+    g_assert_false(qdict_get_bool(status, "running"));
     assert_used(from, to, NULL);
     migrate_end(from, to, true);
 }
@@ -655,6 +741,7 @@ void migration_test_add_postcopy_kvm(MigrationTestEnv *env)
     }
 
     migration_test_add(KVM_TESTS "cancel", test_postcopy_kvm_cancel);
+    migration_test_add(KVM_TESTS "lost-answer", test_postcopy_kvm_lost_answer);
 
     for (i = 0; i < ARRAY_SIZE(kvm_tests); i++) {
         if (kvm_tests[i].x86 && !g_str_equal(env->arch, "x86_64")) {
