@@ -26,7 +26,7 @@ MigrationRelay *migration_relay_new(int *source, int *destination);
 void migration_relay_drop_pages(MigrationRelay *relay);
 
 /**
- * migration_relay_drop_answers: what the destination sends gets lost from now on
+ * migration_relay_drop_answers: what the destination sends gets lost, too
  * @relay: the relay
  */
 void migration_relay_drop_answers(MigrationRelay *relay);

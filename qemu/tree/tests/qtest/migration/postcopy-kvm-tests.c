@@ -720,7 +720,8 @@ static void test_postcopy_kvm_lost_answer(void)
     migration_relay_cut(relay);
 
     wait_for_migration_status(from, "postcopy-paused", NULL);
-    status = qtest_qmp_assert_success_ref(from, "{ 'execute': 'query-status' }");
+    status = qtest_qmp_assert_success_ref(from,
+                                          "{ 'execute': 'query-status' }");
     g_assert_false(qdict_get_bool(status, "running"));
     assert_used(from, to, NULL);
     migrate_end(from, to, true);
