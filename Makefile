@@ -80,7 +80,7 @@ check-kvm: ready
 	@tests/check-kvm --arch x86
 	@tests/check-kvm --arch arm64
 
-#: make check-qemu   QEMU's own tests, on its base and on our series; both migrate
+#: make check-qemu   QEMU's own tests, base against series; migrations between both
 check-qemu: ready
 	@ninja -C build check-qemu-parts
 	@tests/check-qemu

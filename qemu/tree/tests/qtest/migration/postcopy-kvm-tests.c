@@ -165,6 +165,15 @@ static void assert_vcpu_listens(QTestState *from, QTestState *to)
     wait_for_waiting_vcpu(to);
 }
 
+/* fd:fd-mig is this socket to @who, and not the caller's any more. */
+static void give_fd(QTestState *who, int fd)
+{
+    qtest_qmp_fds_assert_success(who, &fd, 1,
+                                 "{ 'execute': 'getfd',"
+                                 "  'arguments': { 'fdname': 'fd-mig' }}");
+    close(fd);
+}
+
 /* Nobody recovers it.  QEMU ends in order, and doesn't wait for the page. */
 static void assert_quits(QTestState *from, QTestState *to)
 {
@@ -223,10 +232,7 @@ static void need_page_during_recovery(QTestState *from, QTestState *to)
     g_assert_cmpint(ret, ==, 0);
     ret = send(pair[1], recovery_begins, sizeof(recovery_begins), 0);
     g_assert_cmpint(ret, ==, sizeof(recovery_begins));
-    qtest_qmp_fds_assert_success(to, &pair[0], 1,
-                                 "{ 'execute': 'getfd',"
-                                 "  'arguments': { 'fdname': 'fd-mig' }}");
-    close(pair[0]);
+    give_fd(to, pair[0]);
     migrate_recover(to, "fd:fd-mig");
     migration_event_wait(to, "postcopy-recover");
     ret = recv(pair[1], answer, sizeof(answer), MSG_WAITALL);
@@ -288,14 +294,6 @@ static void pause_stalled_source(QTestState *from, QTestState *to)
 }
 
 static MigrationRelay *relay;
-
-static void give_fd(QTestState *who, int fd)
-{
-    qtest_qmp_fds_assert_success(who, &fd, 1,
-                                 "{ 'execute': 'getfd',"
-                                 "  'arguments': { 'fdname': 'fd-mig' }}");
-    close(fd);
-}
 
 static void *start_relay(QTestState *from, QTestState *to)
 {
@@ -637,6 +635,15 @@ static void test_postcopy_kvm_off(void)
     run_kvm_test(&kvm_test_off);
 }
 
+static const MigrateStart slow_start = {
+    .hide_stderr = true,
+    .mem_type = MEM_TYPE_MEMFD,
+    .kvm_userfault = "on",
+    .opts_source = SLOW_POSTCOPY,
+    .caps[MIGRATION_CAPABILITY_POSTCOPY_RAM] = true,
+    .caps[MIGRATION_CAPABILITY_POSTCOPY_BLOCKTIME] = true,
+};
+
 /* Start a migration that does not end by itself, and wait for some of it. */
 static void start_precopy(QTestState *from, QTestState *to, const char *uri)
 {
@@ -653,14 +660,7 @@ static void start_precopy(QTestState *from, QTestState *to, const char *uri)
  */
 static void test_postcopy_kvm_cancel(void)
 {
-    MigrateStart start = {
-        .hide_stderr = true,
-        .mem_type = MEM_TYPE_MEMFD,
-        .kvm_userfault = "on",
-        .opts_source = SLOW_POSTCOPY,
-        .caps[MIGRATION_CAPABILITY_POSTCOPY_RAM] = true,
-        .caps[MIGRATION_CAPABILITY_POSTCOPY_BLOCKTIME] = true,
-    };
+    MigrateStart start = slow_start;
     QTestState *from, *to;
 
     if (migrate_start(&from, &to, "defer", &start)) {
@@ -694,14 +694,7 @@ static void test_postcopy_kvm_cancel(void)
  */
 static void test_postcopy_kvm_lost_answer(void)
 {
-    MigrateStart start = {
-        .hide_stderr = true,
-        .mem_type = MEM_TYPE_MEMFD,
-        .kvm_userfault = "on",
-        .opts_source = SLOW_POSTCOPY,
-        .caps[MIGRATION_CAPABILITY_POSTCOPY_RAM] = true,
-        .caps[MIGRATION_CAPABILITY_POSTCOPY_BLOCKTIME] = true,
-    };
+    MigrateStart start = slow_start;
     g_autoptr(QDict) status = NULL;
     QTestState *from, *to;
 
@@ -711,10 +704,11 @@ static void test_postcopy_kvm_lost_answer(void)
     start_relay(from, to);
     start_precopy(from, to, "fd:fd-mig");
     migrate_postcopy_start(from, to, get_src());
-    speed_up(from, to);
-
+    /* The source has the last answer that it needs before the end. */
+    wait_for_migration_status(from, "postcopy-active", NULL);
     /* Pages come without being asked for. */
     migration_relay_drop_answers(relay);
+    speed_up(from, to);
     wait_for_migration_status(to, "completed", NULL);
     wait_for_serial("dest_serial");
     migration_relay_cut(relay);
