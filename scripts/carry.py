@@ -66,6 +66,23 @@ def kernel_make(src, obj, arch):
             f'ARCH={arch}', f'CROSS_COMPILE={cross}', f'CC=ccache {cross}gcc']
 
 
+def compile_only_config(comp, src, obj, arch, env):
+    """The rig's .config plus what our patches touch and no rig runs.
+
+    Without it, files of ours would be built for nothing, or not at all.
+    """
+    rig = comp.build / ARCHITECTURES[arch][0] / '.config'
+    more = comp.top / f'linux/config/check/{arch}.config'
+    config = Path(obj) / '.config'
+    wanted = more.read_text() if more.exists() else ''
+    config.write_text(rig.read_text() + wanted)
+    run(*kernel_make(src, obj, arch), 'olddefconfig', env=env)
+    lines = config.read_text().splitlines()
+    for line in wanted.splitlines():
+        if line.startswith('CONFIG_') and line not in lines:
+            raise CarryError(f'not in {config}: {line}, which {more} wants')
+
+
 class Base:
     """A base file: "KEY VALUE" lines, and one "file NAME SHA256" per file."""
 
