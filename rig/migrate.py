@@ -134,23 +134,28 @@ class Scenario:
 
 
 def cpu_seconds(log):
-    """Seconds of vCPU threads, and of all other threads, from QEMU's log.
+    """Seconds of vCPU threads, of all others, and of each that migrates by name.
 
-    Lines of proc_pid_stat(5): first that of the process, which counts threads
-    that have ended, too.
+    From QEMU's log, lines of proc_pid_stat(5): first that of the process, which
+    counts threads that have ended, too.
     """
     ticks = {}
     for line in re.findall(r'^qemu-stat: (.*)', log, flags=re.M):
         head, _, rest = line.rpartition(') ')
         words = rest.split()
         name = head.partition('(')[2]
-        kind = 'all' if not ticks else 'vcpus' if name.startswith('CPU ') else None
-        if kind:
-            ticks[kind] = ticks.get(kind, 0) + int(words[11]) + int(words[12])
+        if not ticks:
+            name = 'all'
+        elif name.startswith('CPU '):
+            name = 'vcpus'
+        elif not name.startswith('mig/'):
+            continue
+        ticks[name] = ticks.get(name, 0) + int(words[11]) + int(words[12])
     if not ticks:
         return None
-    vcpus = ticks.get('vcpus', 0)
-    return {'vcpus': vcpus / TICKS, 'others': (ticks['all'] - vcpus) / TICKS}
+    ticks.setdefault('vcpus', 0)
+    ticks['others'] = ticks.pop('all') - ticks['vcpus']
+    return {name: count / TICKS for name, count in ticks.items()}
 
 
 class Migration:

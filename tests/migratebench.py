@@ -3,6 +3,13 @@
 
 COLOURS = ['#8d99ae', '#e8a33d', '#1d7874', '#d1495b', '#2b2d42']
 
+
+def busy(side, thread):
+    """How much of the post-copy phase a thread had a processor, %."""
+    return lambda m: 100 * m[f'cpu_{side}_s'].get(f'mig/{thread}', 0) \
+        / max(m['postcopy_s'], 0.1)
+
+
 # Title, and what it takes from the medians of a mode.
 MEASURES = [
     ('pages on demand per second', lambda m: m['demand_per_s']),
@@ -15,6 +22,15 @@ MEASURES = [
     ('source QEMU but its vCPUs, s of CPU', lambda m: m['cpu_source_s']['others']),
     ('destination QEMU but its vCPUs, s of CPU',
      lambda m: m['cpu_destination_s']['others']),
+    *((f'{what}: a processor for % of post-copy', busy(side, thread))
+      for what, side, thread in (
+          ('source, sends pages', 'source', 'src/main'),
+          ('source, reads requests', 'source', 'src/return'),
+          ('destination, reads pages', 'destination', 'dst/listen'),
+          ('destination, reads pages that were asked for', 'destination',
+           'dst/preempt'),
+          ('destination, asks for the faults of userfaultfd', 'destination',
+           'dst/fault'))),
 ]
 
 
