@@ -2,6 +2,7 @@
 """The guest that is migrated: its QEMU's command line, and what it says."""
 
 import json
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from errors import RigError, Timeout
 from vhost import MTU, SHARE, TOP
 
 PORTS = '/dev/virtio-ports/'
-HUGE_MIB = 2
 DISK_MIB = 8
 TAP = 'tap0'        # qemu-job makes it
 
@@ -40,11 +40,12 @@ GUESTS = {
 _MEMFD = 'memory-backend-memfd,share=on'
 _ANONYMOUS = 'memory-backend-ram'
 _GUEST_MEMFD = 'memory-backend-guest-memfd'
-_HUGETLB = f'memory-backend-memfd,share=on,hugetlb=on,hugetlbsize={HUGE_MIB}M'
+_HUGETLB = 'memory-backend-memfd,share=on,hugetlb=on,hugetlbsize=2M'
 MEMORY = {
     'memfd': [_MEMFD],
     'anonymous': [_ANONYMOUS],
     'hugetlb': [_HUGETLB],
+    'hugetlb-1g': [_HUGETLB.replace('=2M', '=1024M')],
     'hugetlb-private': [_HUGETLB.replace('share=on', 'share=off')],
     'tmpfs': ['memory-backend-file,share=on,mem-path=/dev/shm/'],
     'guest-memfd': [_GUEST_MEMFD],
@@ -72,12 +73,16 @@ VHOST_USER_SOCKET = '/run/vhost-user-blk'
 def huge_pages(scenario):
     """Kernel parameters of a host that has as many as the guest needs."""
     backends = MEMORY[scenario.memory]
-    nr = sum('hugetlb' in backend for backend in backends)
-    if not nr:
+    sizes = re.findall(r'hugetlbsize=(\d+)M', ' '.join(backends))
+    if not sizes:
         return ''
+    size = int(sizes[0])
+    if scenario.memory_mib % (size * len(backends)):
+        raise RigError(f'{scenario.memory_mib} MiB: {scenario.memory} memory comes in '
+                       f'multiples of {size * len(backends)} MiB')
     # Some more, as nothing is known of how the backends use them.
-    pages = scenario.memory_mib * nr // len(backends) // HUGE_MIB + 8
-    return f'hugepagesz={HUGE_MIB}M hugepages={pages}'
+    pages = scenario.memory_mib * len(sizes) // len(backends) // size + 16 // size
+    return f'hugepagesz={size}M hugepages={pages}'
 
 
 def memory_arguments(scenario):
