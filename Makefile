@@ -74,6 +74,11 @@ check-all: ready
 	@ninja -C build demo-parts
 	@tests/qtest --all
 
+#: make check-sanitizers  QEMU's qtests on QEMUs with ASan and UBSan, and with TSan
+check-sanitizers: ready
+	@ninja -C build asan-parts tsan-parts
+	@scripts/run-tests sanitizers
+
 #: make check-kvm    all KVM selftests of the base, on its kernel and on ours
 check-kvm: ready
 	@ninja -C build base-parts
@@ -122,5 +127,5 @@ distclean:
 	scripts/distclean
 
 .PHONY: help deps configure ready all demo demo-libvirt packages check check-all \
-	check-debug check-kvm check-qemu check-packages check-pages bench-kernel bench-migrate \
-	bench-syscalls soak clean distclean
+	check-debug check-kvm check-qemu check-packages check-pages check-sanitizers \
+	bench-kernel bench-migrate bench-syscalls soak clean distclean
