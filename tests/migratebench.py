@@ -77,13 +77,15 @@ def draw(report, modes, path):
                 axis.set_title(f'{delay} us of delay', fontsize=10)
             if column == 0:
                 axis.set_ylabel(title.replace(', ', ',\n', 1), fontsize=9)
-                axis.set_ylim(bottom=0)
         axes[-1][column].set_xlabel('vCPUs')
+    # Last: the columns of a line share what all of their curves need.
+    for line in axes:
+        line[0].set_ylim(bottom=0)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='lower center', ncol=len(labels),
+    figure.legend(handles, labels, loc='lower center', ncol=3,
                   frameon=False, fontsize=9)
     figure.suptitle(f'Post-copy of a guest at work, {report["memory"]}, '
                     f'{report["host_cpus"]} emulated processors a host',
                     fontsize=11)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=110)
