@@ -4,9 +4,13 @@
 COLOURS = ['#8d99ae', '#e8a33d', '#1d7874', '#d1495b', '#2b2d42']
 
 
-def busy(side, threads):
-    """How much of the post-copy phase threads had a processor, %."""
-    return lambda m: 100 * m[f'cpu_{side}_s'].get(threads, 0) \
+def busy(side, thread):
+    """How much of the post-copy phase a thread had a processor, %.
+
+    Of threads that there are for a migration only: what others took has what they
+    did before it and afterwards in it.
+    """
+    return lambda m: 100 * m[f'cpu_{side}_s'].get(f'mig/{thread}', 0) \
         / max(m['postcopy_s'], 0.1)
 
 
@@ -22,17 +26,15 @@ MEASURES = [
     ('source QEMU but its vCPUs, s of CPU', lambda m: m['cpu_source_s']['others']),
     ('destination QEMU but its vCPUs, s of CPU',
      lambda m: m['cpu_destination_s']['others']),
-    *((f'{what}: processors for % of post-copy', busy(side, threads))
-      for what, side, threads in (
-          ('source, sends pages', 'source', 'mig/src/main'),
-          ('source, reads requests', 'source', 'mig/src/return'),
-          ('destination, reads pages', 'destination', 'mig/dst/listen'),
+    *((f'{what}: a processor for % of post-copy', busy(side, thread))
+      for what, side, thread in (
+          ('source, sends pages', 'source', 'src/main'),
+          ('source, reads requests', 'source', 'src/return'),
+          ('destination, reads pages', 'destination', 'dst/listen'),
           ('destination, reads pages that were asked for', 'destination',
-           'mig/dst/preempt'),
+           'dst/preempt'),
           ('destination, asks for the faults of userfaultfd', 'destination',
-           'mig/dst/fault'),
-          ('destination, vCPUs', 'destination', 'vcpus'),
-          ('destination, all but the vCPUs', 'destination', 'others'))),
+           'dst/fault'))),
 ]
 
 
