@@ -9,6 +9,11 @@ SIZE = 512
 TOUCHED = 256
 # Of "make demo" and "make bench-kernel": x86 or arm64.
 ARCH = x86
+# Of "make check-debug", "make check-pages", "make check-sanitizers": all of these, or
+# only one, as each takes hours.
+DEBUG = kasan kcsan
+PAGES = 16k 64k
+SANITIZERS = asan tsan
 # Of "make soak": how long, and --resume to count on from the last time.
 MINUTES = 10
 RESUME =
@@ -64,20 +69,20 @@ check: ready
 	@ninja -C build
 	@scripts/run-tests $(SUITE)
 
-#: make check-debug  selftests and a migration on KASAN, lockdep, KCSAN kernels
+#: make check-debug  selftests and migrations on KASAN and KCSAN kernels [DEBUG=kcsan]
 check-debug: ready
-	@ninja -C build kasan-parts kcsan-parts
-	@scripts/run-tests debug
+	@ninja -C build $(addsuffix -parts,$(DEBUG))
+	@scripts/run-tests $(DEBUG)
 
 #: make check-all    QEMU's complete migration-test, which takes an hour
 check-all: ready
 	@ninja -C build demo-parts
 	@tests/qtest --all
 
-#: make check-sanitizers  QEMU's qtests on QEMUs with ASan and UBSan, and with TSan
+#: make check-sanitizers  QEMU's qtests with ASan and UBSan, and with TSan [SANITIZERS=asan]
 check-sanitizers: ready
-	@ninja -C build asan-parts tsan-parts
-	@scripts/run-tests sanitizers
+	@ninja -C build $(addsuffix -parts,$(SANITIZERS))
+	@scripts/run-tests $(SANITIZERS)
 
 #: make check-kvm    all KVM selftests of the base, on its kernel and on ours
 check-kvm: ready
@@ -91,10 +96,10 @@ check-qemu: ready
 	@tests/check-qemu
 	@tests/migrate --base-qemu
 
-#: make check-pages  arm64 selftests on kernels with pages of 16 and 64 KiB
+#: make check-pages  arm64 selftests on kernels with pages of 16 and 64 KiB [PAGES=64k]
 check-pages: ready
-	@ninja -C build 16k-parts 64k-parts
-	@scripts/run-tests pages
+	@ninja -C build $(addsuffix -parts,$(PAGES))
+	@scripts/run-tests $(PAGES)
 
 #: make bench-kernel  demand paging, userfaultfd against KVM Userfault [ARCH=arm64]
 bench-kernel: ready

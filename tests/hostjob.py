@@ -8,6 +8,7 @@ each, the script in the host prints a line that only it can print.
 import os
 import shlex
 import sys
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Result:
     name: str
     argv: list
     status: int = None
+    seconds: float = 0
     timeouts: int = 0
     lines: list = field(default_factory=list)
 
@@ -47,7 +49,7 @@ class Job:
         self.attempts, self.post_mortem = attempts, post_mortem or ':'
         self.log = options.log.with_name(f'{options.name}.log')
         self.mark = uuid.uuid4().hex
-        self.results, self.current, self.rest = [], None, b''
+        self.results, self.current, self.begun, self.rest = [], None, 0, b''
 
     def add(self, name, argv):
         self.results.append(Result(name, [str(a) for a in argv]))
@@ -88,11 +90,13 @@ class Job:
         words = line.split()
         if words[:2] == [self.mark, 'begin']:
             self.current = self.results[int(words[2])]
+            self.begun = time.monotonic()
         elif words[:2] == [self.mark, 'late']:
             self.current.timeouts += 1
             self.current.lines.append(f'not done after {self.limit} s')
         elif words[:2] == [self.mark, 'end']:
             self.current.status = int(words[2])
+            self.current.seconds = time.monotonic() - self.begun
             self.done(self.current)
         elif self.current:
             self.current.lines.append(line)
