@@ -117,8 +117,8 @@ def pluggable_arguments(scenario, backends):
 
 
 def device_arguments(scenario):
-    """The guest's NIC, at a bridge of the host's, and its disk."""
-    words = []
+    """The guest's NIC, at a bridge of the host's, its disk, and its balloon."""
+    words = ['-device', 'virtio-balloon-pci'] if scenario.balloon else []
     if scenario.nic != 'none':
         words += ['-netdev', f'tap,id=net,ifname={TAP},script=no,downscript=no,'
                   + NICS[scenario.nic], '-device',
@@ -160,7 +160,9 @@ def qemu_command(scenario, host):
         '-initrd', str(scenario.initramfs),
         '-append', f'console={GUESTS[scenario.arch].console} quiet panic=-1 oops=panic '
         f'pagecheck.mib={scenario.touched_mib} '
-        + ('' if scenario.nic == 'none' else guest_ip_parameter()),
+        + ('' if scenario.nic == 'none' else guest_ip_parameter())
+        # What goes into the balloon is touched, as it has to be zeros.
+        + (' init_on_alloc=1' if scenario.balloon else ''),
         '-serial', 'stdio',
         '-chardev', f'pipe,id=qmp,path={PORTS}qmp',
         '-mon', 'chardev=qmp,mode=control',

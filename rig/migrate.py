@@ -25,6 +25,7 @@ STACKS_LIMIT = 180      # seconds for gdb, in an emulator
 STACKS_END = 'that is what each thread waits for'   # says qemu-job
 TICKS = 100     # per second, in /proc/PID/stat
 ENDED = ('completed', 'failed', 'cancelled')
+BALLOON_MIB = 64
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Scenario:
     delay_us: int = 0               # added to each packet, one way
     nic: str = 'none'               # of the guest's: one of guest.NICS
     disk: str = 'none'              # one of guest.DISKS; both hosts see it
+    balloon: bool = False           # it is inflated and deflated in post-copy
     measure: float = 3              # of work before, and of work after
     timeout: float = 300            # of the migration, and of each wait
     qemu: Path = None               # the emulator of the hosts
@@ -175,6 +177,7 @@ class Migration:
         self.client = None      # with a NIC
         self.monitors = {}
         self.samples = []
+        self.balloons = 0       # so many times inflated or deflated in post-copy
         self.moments = {}       # name: time.monotonic()
         self.raw = {}
 
@@ -334,6 +337,8 @@ class Migration:
         sample = self._make_sample(source, destination)
         self.samples.append(sample)
         self._show(sample)
+        if self.scenario.balloon and sample['destination_status'] == 'postcopy-active':
+            self._move_balloon()
         for side in (source, destination):
             if side.get('status') in ('failed', 'cancelled', 'postcopy-paused'):
                 raise RigError(f'migration {side["status"]}: '
@@ -350,6 +355,20 @@ class Migration:
         if sent * 100 >= self.scenario.precopy_percent * ram.get('total', 1):
             self.monitors[self.source]('migrate-start-postcopy')
             self._mark('postcopy')
+
+    def _move_balloon(self):
+        """Inflate the balloon, if it is empty, or deflate it, if it is full.
+
+        The pages in it must not be discarded: those that have arrived already will
+        not come again, and the guest touches them the next time.
+        """
+        destination = self.monitors[self.destination]
+        empty = self.scenario.memory_mib << 20
+        full = empty - (BALLOON_MIB << 20)
+        size = destination('query-balloon')['actual']
+        if size in (empty, full):
+            self.balloons += 1
+            destination('balloon', value=full if size == empty else empty)
 
     def _make_sample(self, source, destination):
         ram = source.get('ram', {})

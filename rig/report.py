@@ -22,6 +22,7 @@ def make_report(migration):
     report.update(_pages(migration))
     report.update(_guest(migration))
     report.update(_rates(migration, report))
+    report['balloons'] = migration.balloons
     report['moments'] = _relative(migration)
     report['samples'] = _series(migration)
     report['guest_reports'] = _operations(migration)

@@ -39,14 +39,17 @@ class Job:
     All that they print goes to the log as it comes, too.
     """
 
-    def __init__(self, options, done, limit=300, attempts=1, post_mortem=''):
+    def __init__(self, options, done, limit=300, attempts=1, post_mortem='',
+                 ending='-k 5'):
         """limit is that of each attempt at a command, in seconds.
 
         A command that does not end in time is begun anew, up to attempts in
         all, after the shell command post_mortem had a look at what it left.
+        How timeout(1) ends it is up to its options in ending.
         """
         self.options, self.done, self.limit = options, done, limit
         self.attempts, self.post_mortem = attempts, post_mortem or ':'
+        self.ending = ending
         self.log = options.log.with_name(f'{options.name}.log')
         self.mark = uuid.uuid4().hex
         self.results, self.current, self.begun, self.rest = [], None, 0, b''
@@ -74,7 +77,7 @@ class Job:
         for number, result in enumerate(self.results):
             lines += [f'echo {self.mark} begin {number}',
                       f'for attempt in $(seq {self.attempts}); do',
-                      f'timeout -k 5 {self.limit} {shlex.join(result.argv)}',
+                      f'timeout {self.ending} {self.limit} {shlex.join(result.argv)}',
                       f'status=$?; [ $status = {TIMED_OUT} ] || break',
                       f'echo; echo {self.mark} late; {self.post_mortem}; done',
                       f'echo; echo {self.mark} end $status']
