@@ -25,7 +25,7 @@ STACKS_LIMIT = 180      # seconds for gdb, in an emulator
 STACKS_END = 'that is what each thread waits for'   # says qemu-job
 TICKS = 100     # per second, in /proc/PID/stat
 ENDED = ('completed', 'failed', 'cancelled')
-BALLOON_MIB = 64
+BALLOON_MIB = 1         # each of its pages is asked for, the first time
 
 
 @dataclass
@@ -177,7 +177,8 @@ class Migration:
         self.client = None      # with a NIC
         self.monitors = {}
         self.samples = []
-        self.balloons = 0       # so many times inflated or deflated in post-copy
+        self.balloon = None     # the size that it was told to have, in bytes of RAM
+        self.balloons = 0       # so many times it came to that in post-copy
         self.moments = {}       # name: time.monotonic()
         self.raw = {}
 
@@ -359,16 +360,21 @@ class Migration:
     def _move_balloon(self):
         """Inflate the balloon, if it is empty, or deflate it, if it is full.
 
-        The pages in it must not be discarded: those that have arrived already will
-        not come again, and the guest touches them the next time.
+        The pages in it must not be discarded, as they have arrived already. The
+        guest touches them the next time.
         """
         destination = self.monitors[self.destination]
         empty = self.scenario.memory_mib << 20
         full = empty - (BALLOON_MIB << 20)
         size = destination('query-balloon')['actual']
-        if size in (empty, full):
+        if self.balloon is None:
+            self.balloon = size
+        elif size == self.balloon:
             self.balloons += 1
-            destination('balloon', value=full if size == empty else empty)
+        else:
+            return
+        self.balloon = full if size == empty else empty
+        destination('balloon', value=self.balloon)
 
     def _make_sample(self, source, destination):
         ram = source.get('ram', {})
