@@ -340,6 +340,10 @@ class Migration:
         self._show(sample)
         if self.scenario.balloon and sample['destination_status'] == 'postcopy-active':
             self._move_balloon()
+        return self._ended(source, destination)
+
+    def _ended(self, source, destination):
+        """Whether both sides completed. RigError if it ended in another way."""
         for side in (source, destination):
             if side.get('status') in ('failed', 'cancelled', 'postcopy-paused'):
                 raise RigError(f'migration {side["status"]}: '

@@ -55,6 +55,17 @@ class Monitor:
             raise MonitorError(f'{self.name}: {command}: '
                                f'{answer["error"]["desc"]}')
 
+    def statuses(self):
+        """What QEMU has said of its migration since the last time, unasked.
+
+        So it does not matter whether its main loop waits for a page.
+        """
+        found = []
+        while events := self._call('events', self._client.get_events):
+            found += [event['data']['status'] for event in events
+                      if event['event'] == 'MIGRATION']
+        return found
+
     def _call(self, what, function, *args, **kwargs):
         try:
             return function(*args, **kwargs)

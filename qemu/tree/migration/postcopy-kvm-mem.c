@@ -149,7 +149,7 @@ static int file_populate(PostcopyKvmBlock *b, unsigned long page)
         return 0;
     }
 
-    nr = find_next_bit(b->populated, page + nr, page) - page;
+    nr = bitmap_find_next_acquire(b->populated, page + nr, page) - page;
     if (qemu_madvise(b->alias + page * b->page_size, nr * b->page_size,
                      QEMU_MADV_POPULATE_WRITE)) {
         int ret = -errno;

@@ -7,7 +7,8 @@
 #ifndef QEMU_MIGRATION_POSTCOPY_KVM_MEM_H
 #define QEMU_MIGRATION_POSTCOPY_KVM_MEM_H
 
-#include "qemu/bitops.h"
+#include "qemu/bitmap.h"
+#include "qemu/host-utils.h"
 #include "qemu/rcu.h"
 #include "qemu/thread.h"
 #include "system/ramblock.h"
@@ -113,6 +114,27 @@ struct PostcopyKvmBlock {
 static inline bool bitmap_test_acquire(const unsigned long *map, long nr)
 {
     return qatomic_load_acquire(&map[BIT_WORD(nr)]) & BIT_MASK(nr);
+}
+
+/*
+ * The first bit of @map from @nr on that is set, or @size if there is none below
+ * that.  Unlike find_next_bit(), for bits that change meanwhile.
+ */
+static inline unsigned long bitmap_find_next_acquire(const unsigned long *map,
+                                                     unsigned long size,
+                                                     unsigned long nr)
+{
+    while (nr < size) {
+        unsigned long word = qatomic_load_acquire(&map[BIT_WORD(nr)]) &
+                             BITMAP_FIRST_WORD_MASK(nr);
+
+        if (word) {
+            nr = ROUND_DOWN(nr, BITS_PER_LONG) + ctzl(word);
+            break;
+        }
+        nr = ROUND_DOWN(nr, BITS_PER_LONG) + BITS_PER_LONG;
+    }
+    return MIN(nr, size);
 }
 
 /* Set bit @nr of @map.  Returns whether it was set before.  A full barrier. */

@@ -94,11 +94,15 @@ static void postcopy_kvm_request_done(MigrationIncomingState *mis)
     }
 }
 
-/* Called with the lock of the shard that @w is in. */
+/*
+ * Called with the lock of the shard that @w is in.  Whoever sees that @w is ready
+ * has it back, and may put it in the list of another shard.
+ */
 static void postcopy_kvm_wake(PostcopyKvmWaiter *w)
 {
     QLIST_REMOVE(w, next);
-    qatomic_set(&w->ready, true);
+    /* Pairs with the load-acquire in postcopy_kvm_ready() */
+    qatomic_store_release(&w->ready, true);
     w->wake(w);
 }
 
@@ -383,14 +387,15 @@ static int postcopy_kvm_show_again(PostcopyKvmBlock *b)
     unsigned long page;
     int ret = 0;
 
-    for (page = find_first_bit(shown, b->pages); !ret && page < b->pages;
-         page = find_next_bit(shown, b->pages, page + 1)) {
+    for (page = bitmap_find_next_acquire(shown, b->pages, 0);
+         !ret && page < b->pages;
+         page = bitmap_find_next_acquire(shown, b->pages, page + 1)) {
         if (!bitmap_test_acquire(b->filled, page)) {
             continue;
         }
         if (b->methods->direct) {
             ret = postcopy_kvm_map(b, page, 1);
-        } else if (!test_bit(page, b->present)) {
+        } else if (!bitmap_test_acquire(b->present, page)) {
             ret = postcopy_kvm_show_now(b, page);
         }
     }
@@ -407,12 +412,15 @@ int postcopy_kvm_resume(MigrationIncomingState *mis)
         PostcopyKvmBlock *b = rb->postcopy_kvm;
         unsigned long page = 0;
 
-        while (b && (page = find_next_bit(b->requested, b->pages, page)) <
-                    b->pages) {
+        if (!b) {
+            continue;
+        }
+        while ((page = bitmap_find_next_acquire(b->requested, b->pages,
+                                                page)) < b->pages) {
             migrate_send_rp_message_req_pages(mis, rb, page * b->page_size);
             page++;
         }
-        if (b && !ret) {
+        if (!ret) {
             ret = postcopy_kvm_show_again(b);
         }
     }

@@ -29,6 +29,13 @@ typedef struct PostcopyKvmWaiter {
     QLIST_ENTRY(PostcopyKvmWaiter) next;
 } PostcopyKvmWaiter;
 
+/* Whether @w was woken.  Then nobody else uses it any more, except for @wake. */
+static inline bool postcopy_kvm_ready(PostcopyKvmWaiter *w)
+{
+    /* Pairs with the store-release in postcopy_kvm_wake() */
+    return qatomic_load_acquire(&w->ready);
+}
+
 /* Once for each migration.  Called with the BQL. */
 void postcopy_kvm_pages_init(MigrationIncomingState *mis);
 

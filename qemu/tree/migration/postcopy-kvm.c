@@ -236,9 +236,9 @@ static void postcopy_kvm_wait_end(void)
 /* Returns false if the vCPU has something else to do before. */
 static bool postcopy_kvm_wait_ready(CPUState *cpu, PostcopyKvmVcpu *v)
 {
-    while (!qatomic_read(&v->waiter.ready)) {
+    while (!postcopy_kvm_ready(&v->waiter)) {
         qemu_event_reset(&v->event);
-        if (qatomic_read(&v->waiter.ready)) {
+        if (postcopy_kvm_ready(&v->waiter)) {
             break;
         }
         /*

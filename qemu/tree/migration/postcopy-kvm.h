@@ -33,7 +33,7 @@ bool postcopy_kvm_devices_supported(MigrationIncomingState *mis, Error **errp);
 /**
  * postcopy_kvm_setup: decide how each RAMBlock is served
  *
- * Called with the BQL, before RAM is registered with userfaultfd.  A RAMBlock
+ * Called with the BQL, before there is a fault thread.  A RAMBlock
  * of a type that is not covered stays with plain userfaultfd.  Must be
  * undone with postcopy_kvm_cleanup(), even if it fails.
  *
