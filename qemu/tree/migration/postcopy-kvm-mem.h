@@ -117,8 +117,8 @@ static inline bool bitmap_test_acquire(const unsigned long *map, long nr)
 }
 
 /*
- * The first bit of @map from @nr on that is set, or @size if there is none below
- * that.  Unlike find_next_bit(), for bits that change meanwhile.
+ * The first bit of @map from @nr on that is set, or @size if there is none
+ * below that.  Unlike find_next_bit(), for bits that change meanwhile.
  */
 static inline unsigned long bitmap_find_next_acquire(const unsigned long *map,
                                                      unsigned long size,

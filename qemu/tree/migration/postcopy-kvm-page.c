@@ -95,8 +95,8 @@ static void postcopy_kvm_request_done(MigrationIncomingState *mis)
 }
 
 /*
- * Called with the lock of the shard that @w is in.  Whoever sees that @w is ready
- * has it back, and may put it in the list of another shard.
+ * Called with the lock of the shard that @w is in.  Whoever sees that @w is
+ * ready has it back, and may put it in the list of another shard.
  */
 static void postcopy_kvm_wake(PostcopyKvmWaiter *w)
 {

@@ -29,7 +29,7 @@ typedef struct PostcopyKvmWaiter {
     QLIST_ENTRY(PostcopyKvmWaiter) next;
 } PostcopyKvmWaiter;
 
-/* Whether @w was woken.  Then nobody else uses it any more, except for @wake. */
+/* Whether @w was woken.  Then nobody else uses it any more, but for @wake. */
 static inline bool postcopy_kvm_ready(PostcopyKvmWaiter *w)
 {
     /* Pairs with the store-release in postcopy_kvm_wake() */
