@@ -99,9 +99,10 @@ static void assert_used(QTestState *from, QTestState *to, void *opaque)
     g_assert_cmpint(exits, >, 0);
     /*
      * A page whose bit was cleared does not exit again.  Some arrive while the
-     * vCPU exits, which matters if there are few exits in all.
+     * vCPU exits: more, if QEMU is slow (36 of 100 with ThreadSanitizer), and
+     * it matters if there are few exits in all.
      */
-    g_assert_cmpint(qdict_get_int(kvm, "resolved"), <, exits / 4 + 16);
+    g_assert_cmpint(qdict_get_int(kvm, "resolved"), <, exits / 2 + 16);
     g_assert_cmpint(requests, >, 0);
     g_assert_cmpint(qdict_get_int(kvm, "pages"), >=, requests);
     g_assert_cmpint(qdict_get_int(kvm, "wait-ns"), >, 0);
