@@ -104,6 +104,9 @@ static const char *file_refuse(RAMBlock *rb, unsigned int fs_type,
     if (uffd_query_features(&features) || !(features & feature)) {
         return "userfaultfd has no minor faults for this type of memory";
     }
+    if (QEMU_MADV_POPULATE_WRITE == QEMU_MADV_INVALID) {
+        return "built for a kernel without MADV_POPULATE_WRITE";
+    }
     return NULL;
 }
 
@@ -127,6 +130,9 @@ static int file_prepare(PostcopyKvmBlock *b)
     if (alias == MAP_FAILED) {
         return -errno;
     }
+    /* A core dump has what the RAMBlock's own mapping lets it have. */
+    qemu_madvise(alias, rb->postcopy_length, QEMU_MADV_DONTDUMP);
+    qemu_madvise(alias, rb->postcopy_length, QEMU_MADV_DONTFORK);
     b->alias = alias;
     b->populated = bitmap_new(b->pages);
     return 0;
@@ -404,7 +410,10 @@ static void postcopy_kvm_block_received(PostcopyKvmBlock *b)
     unsigned long nr = b->page_size / qemu_target_page_size();
     unsigned long page;
 
-    for (page = 0; page < b->pages; page++) {
+    if (nr == 1) {
+        bitmap_copy(b->present, b->rb->receivedmap, b->pages);
+    }
+    for (page = 0; nr > 1 && page < b->pages; page++) {
         unsigned long end = (page + 1) * nr;
 
         if (find_next_zero_bit(b->rb->receivedmap, end, page * nr) == end) {

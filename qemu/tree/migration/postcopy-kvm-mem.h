@@ -137,6 +137,21 @@ static inline unsigned long bitmap_find_next_acquire(const unsigned long *map,
     return MIN(nr, size);
 }
 
+/* The bits of @map, which has @size, from @nr on: as many as fit into a word */
+static inline unsigned long bitmap_word_acquire(const unsigned long *map,
+                                                unsigned long size,
+                                                unsigned long nr)
+{
+    unsigned int shift = nr % BITS_PER_LONG;
+    unsigned long word = qatomic_load_acquire(&map[BIT_WORD(nr)]) >> shift;
+
+    if (shift && BIT_WORD(nr) + 1 < BITS_TO_LONGS(size)) {
+        word |= qatomic_load_acquire(&map[BIT_WORD(nr) + 1]) <<
+                (BITS_PER_LONG - shift);
+    }
+    return word;
+}
+
 /* Set bit @nr of @map.  Returns whether it was set before.  A full barrier. */
 static inline bool bitmap_test_and_set_one_atomic(unsigned long *map, long nr)
 {

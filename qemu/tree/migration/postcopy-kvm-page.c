@@ -435,6 +435,33 @@ bool postcopy_kvm_missing(PostcopyKvmBlock *b, ram_addr_t offset)
     return page < b->pages && !bitmap_test_acquire(b->present, page);
 }
 
+void postcopy_kvm_missing_range(PostcopyKvmBlock *b, uint64_t first,
+                                uint64_t npages, unsigned long *bitmap)
+{
+    uint64_t nr = b->page_size / qemu_real_host_page_size();
+    uint64_t all = b->pages * nr;
+    uint64_t i, end;
+
+    bitmap_zero(bitmap, npages);
+    /* What is beyond the source's RAM will not arrive. */
+    npages = first < all ? MIN(npages, all - first) : 0;
+
+    /* The guest stands still meanwhile: a word at a time, if that is possible */
+    for (i = 0; nr == 1 && i < npages; i += BITS_PER_LONG) {
+        bitmap[BIT_WORD(i)] = ~bitmap_word_acquire(b->present, b->pages,
+                                                   first + i);
+    }
+    if (nr == 1 && npages % BITS_PER_LONG) {
+        bitmap[BIT_WORD(npages)] &= BITMAP_LAST_WORD_MASK(npages);
+    }
+    for (i = 0; nr > 1 && i < npages; i = end) {
+        end = MIN(ROUND_UP(first + i + 1, nr) - first, npages);
+        if (!bitmap_test_acquire(b->present, (first + i) / nr)) {
+            bitmap_set(bitmap, i, end - i);
+        }
+    }
+}
+
 static void postcopy_kvm_queue(PostcopyKvmWaiter *w, RAMBlock *rb,
                                ram_addr_t offset)
 {
@@ -442,6 +469,7 @@ static void postcopy_kvm_queue(PostcopyKvmWaiter *w, RAMBlock *rb,
 
     w->rb = rb;
     w->offset = offset;
+    w->shard = shard;
     qatomic_set(&w->ready, false);
 
     QEMU_LOCK_GUARD(&shard->lock);
@@ -450,9 +478,7 @@ static void postcopy_kvm_queue(PostcopyKvmWaiter *w, RAMBlock *rb,
 
 bool postcopy_kvm_unqueue(PostcopyKvmWaiter *w)
 {
-    PostcopyKvmShard *shard = postcopy_kvm_shard(w->rb, w->offset);
-
-    QEMU_LOCK_GUARD(&shard->lock);
+    QEMU_LOCK_GUARD(&w->shard->lock);
     if (w->ready) {
         return false;
     }
@@ -495,6 +521,16 @@ void postcopy_kvm_release_waiters(void)
         while (!QLIST_EMPTY(&shard->waiters)) {
             postcopy_kvm_wake(QLIST_FIRST(&shard->waiters));
         }
+    }
+}
+
+void postcopy_kvm_forget_block(PostcopyKvmBlock *b)
+{
+    unsigned long page = 0;
+
+    while ((page = bitmap_find_next_acquire(b->requested, b->pages,
+                                            page)) < b->pages) {
+        postcopy_kvm_forget_request(b, page++);
     }
 }
 

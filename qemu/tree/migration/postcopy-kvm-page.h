@@ -19,8 +19,10 @@
  * until @ready, both of which change with the shard's lock.
  */
 typedef struct PostcopyKvmWaiter {
+    /* Only to be compared, the block may be gone */
     RAMBlock *rb;
     ram_addr_t offset;
+    struct PostcopyKvmShard *shard;
     /* The page has arrived, or never will; set just before @wake is called */
     bool ready;
     /* Called on any thread, with the shard's lock; may free @w */
@@ -41,6 +43,14 @@ void postcopy_kvm_pages_init(MigrationIncomingState *mis);
 
 /* Whether vCPUs have to ask for the page at @offset, in bytes */
 bool postcopy_kvm_missing(PostcopyKvmBlock *b, ram_addr_t offset);
+
+/*
+ * The same for @npages of the host's pages, from number @first of @b on: sets
+ * the bits of @bitmap, which has @npages, that stand for those, and clears the
+ * others.
+ */
+void postcopy_kvm_missing_range(PostcopyKvmBlock *b, uint64_t first,
+                                uint64_t npages, unsigned long *bitmap);
 
 /**
  * postcopy_kvm_wait_for: let @w wait for the page at @offset, in bytes
@@ -76,6 +86,9 @@ void postcopy_kvm_show_rest(PostcopyKvmBlock *b);
 
 /* Nobody may remain who waits for what will not come. */
 void postcopy_kvm_release_waiters(void);
+
+/* No page of @b will come any more: it is removed.  Called with the BQL. */
+void postcopy_kvm_forget_block(PostcopyKvmBlock *b);
 
 /* Fill in the counts of pages. */
 void postcopy_kvm_pages_fill_info(PostcopyKvmInfo *info);

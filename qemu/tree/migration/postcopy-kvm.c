@@ -12,6 +12,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bitmap.h"
 #include "qemu/error-report.h"
+#include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/rcu.h"
 #include "qemu/stats64.h"
@@ -21,6 +22,7 @@
 #include "qapi/error.h"
 #include "qapi/qapi-builtin-visit.h"
 #include "qapi/qapi-types-migration.h"
+#include "exec/cpu-common.h"
 #include "hw/boards.h"
 #include "hw/core/cpu.h"
 #include "system/kvm-userfault.h"
@@ -126,15 +128,9 @@ static bool postcopy_kvm_op_owns(RAMBlock *rb)
 static void postcopy_kvm_op_missing(RAMBlock *rb, ram_addr_t offset,
                                     uint64_t npages, unsigned long *bitmap)
 {
-    size_t size = qemu_real_host_page_size();
-    uint64_t i;
-
-    bitmap_zero(bitmap, npages);
-    for (i = 0; i < npages; i++) {
-        if (postcopy_kvm_missing(rb->postcopy_kvm, offset + i * size)) {
-            set_bit(i, bitmap);
-        }
-    }
+    postcopy_kvm_missing_range(rb->postcopy_kvm,
+                               offset / qemu_real_host_page_size(), npages,
+                               bitmap);
 }
 
 static void postcopy_kvm_wake_vcpu(PostcopyKvmWaiter *w)
@@ -363,6 +359,25 @@ static void postcopy_kvm_reset_counts(void)
     state.used = false;
 }
 
+/* Memory is unplugged.  Nothing that remains may refer to it. */
+static void postcopy_kvm_block_removed(RAMBlockNotifier *n, void *host,
+                                       size_t size, size_t max_size)
+{
+    ram_addr_t offset;
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    rb = qemu_ram_block_from_host(host, false, &offset);
+    if (rb && rb->postcopy_kvm) {
+        postcopy_kvm_forget_block(rb->postcopy_kvm);
+        postcopy_kvm_block_cleanup(rb);
+    }
+}
+
+static RAMBlockNotifier postcopy_kvm_notifier = {
+    .ram_block_removed = postcopy_kvm_block_removed,
+};
+
 static void postcopy_kvm_init_state(MigrationIncomingState *mis)
 {
     MachineState *ms = MACHINE(qdev_get_machine());
@@ -371,6 +386,7 @@ static void postcopy_kvm_init_state(MigrationIncomingState *mis)
     postcopy_kvm_pages_init(mis);
     state.all = ms->smp.cpus;
     if (!state.vcpus) {
+        ram_block_notifier_add(&postcopy_kvm_notifier);
         state.nr_vcpus = ms->smp.max_cpus;
         state.vcpus = g_new0(PostcopyKvmVcpu, state.nr_vcpus);
         for (i = 0; i < state.nr_vcpus; i++) {
@@ -585,6 +601,8 @@ void postcopy_kvm_count_uffd_fault(uint32_t tid)
 {
     CPUState *cpu;
 
+    /* Another one may be unplugged, and freed, meanwhile. */
+    QEMU_LOCK_GUARD(&qemu_cpu_list_lock);
     CPU_FOREACH(cpu) {
         if (cpu->thread_id == tid) {
             stat64_add(&state.uffd_vcpu_faults, 1);

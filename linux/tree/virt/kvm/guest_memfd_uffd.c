@@ -112,12 +112,34 @@ static struct folio *kvm_gmem_mfill_folio_alloc(struct vm_area_struct *vma,
 				    linear_page_index(vma, addr));
 }
 
+/*
+ * Drop the folio at @pgoff if it was allocated, but not filled: nobody has mapped
+ * such a one.  Returns whether there is none now.
+ */
+static bool kvm_gmem_drop_allocated(struct inode *inode, pgoff_t pgoff)
+{
+	struct folio *folio = filemap_lock_folio(inode->i_mapping, pgoff);
+	bool dropped;
+
+	if (IS_ERR(folio))
+		return true;
+
+	dropped = !folio_test_uptodate(folio) && !folio_test_hwpoison(folio);
+	if (dropped)
+		filemap_remove_folio(folio);
+
+	folio_unlock(folio);
+	folio_put(folio);
+	return dropped;
+}
+
 static int kvm_gmem_mfill_filemap_add(struct folio *folio,
 				      struct vm_area_struct *vma,
 				      unsigned long addr)
 {
 	struct inode *inode = file_inode(vma->vm_file);
 	pgoff_t pgoff = linear_page_index(vma, addr);
+	int ret;
 
 	if (!kvm_gmem_is_shared_mem(inode, pgoff))
 		return -EPERM;
@@ -125,8 +147,13 @@ static int kvm_gmem_mfill_filemap_add(struct folio *folio,
 	if (((loff_t)pgoff << PAGE_SHIFT) >= i_size_read(inode))
 		return -EFAULT;
 
-	return filemap_add_folio(inode->i_mapping, folio, pgoff,
-				 mapping_gfp_mask(inode->i_mapping));
+	/* -EEXIST says that the page is filled, and nothing less. */
+	do {
+		ret = filemap_add_folio(inode->i_mapping, folio, pgoff,
+					mapping_gfp_mask(inode->i_mapping));
+	} while (ret == -EEXIST && kvm_gmem_drop_allocated(inode, pgoff));
+
+	return ret;
 }
 
 /*

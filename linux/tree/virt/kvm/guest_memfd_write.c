@@ -53,10 +53,15 @@ static int kvm_gmem_write_page(struct inode *inode, pgoff_t index,
 	if (!kvm_gmem_is_shared_mem(inode, index))
 		return -EPERM;
 
-	/* Don't copy in vain, though only adding it to the cache can tell. */
+	/*
+	 * Don't copy in vain, though only adding it to the cache can tell.  One
+	 * that is locked may be taken out again: UFFDIO_COPY does if it can't map
+	 * what it has added.
+	 */
 	folio = filemap_get_folio(inode->i_mapping, index);
 	if (!IS_ERR(folio)) {
-		bool filled = folio_test_uptodate(folio) &&
+		bool filled = !folio_test_locked(folio) &&
+			      folio_test_uptodate(folio) &&
 			      !folio_test_hwpoison(folio);
 
 		folio_put(folio);

@@ -238,6 +238,12 @@ static int kvm_userfault_stop_slot(KVMMemoryListener *kml, KVMSlot *slot,
     slot->flags &= ~KVM_MEM_USERFAULT;
     if (kvm_set_user_memory_region(kml, slot, false)) {
         /* Out of memory.  KVM goes on to use the bitmap, with no bit set. */
+        size_t longs = BITS_TO_LONGS(kvm_userfault_slot_pages(slot));
+        size_t i;
+
+        for (i = 0; i < longs; i++) {
+            qatomic_and(&slot->userfault_bitmap->bits[i], 0);
+        }
         slot->flags |= KVM_MEM_USERFAULT;
         return 0;
     }

@@ -354,6 +354,83 @@ static void test_stress(const void *opaque)
     }
 }
 
+static int woken;
+
+static void count_wake(PostcopyKvmWaiter *w)
+{
+    woken++;
+}
+
+/*
+ * Of any range, also where it does not begin at a word of the bitmap, or goes
+ * beyond the block, and with huge pages.
+ */
+static void test_missing_range(void)
+{
+    unsigned int i, round, huge;
+    PostcopyKvmBlock b = { .present = bitmap_new(PAGES) };
+
+    for (round = 0; round < ROUNDS; round++) {
+        uint64_t first = g_test_rand_int_range(0, PAGES + 70);
+        uint64_t npages = g_test_rand_int_range(1, PAGES + 140);
+        g_autofree unsigned long *missing = bitmap_new(npages);
+
+        huge = round % 2 ? 8 : 1;
+        b.page_size = huge * qemu_real_host_page_size();
+        b.pages = g_test_rand_int_range(1, PAGES / huge + 1);
+        for (i = 0; i < BITS_TO_LONGS(PAGES); i++) {
+            b.present[i] = (unsigned long)g_test_rand_int() << 32 |
+                           (uint32_t)g_test_rand_int();
+        }
+        bitmap_fill(missing, npages);
+
+        postcopy_kvm_missing_range(&b, first, npages, missing);
+        for (i = 0; i < npages; i++) {
+            uint64_t offset = (first + i) * qemu_real_host_page_size();
+
+            g_assert_cmpint(!!test_bit(i, missing), ==,
+                            postcopy_kvm_missing(&b, offset));
+        }
+    }
+    g_free(b.present);
+}
+
+/* Memory is unplugged while vCPUs wait for it, and others for other memory. */
+static void test_removed(void)
+{
+    PostcopyKvmWaiter w[] = { { .wake = count_wake }, { .wake = count_wake },
+                              { .wake = count_wake } };
+    unsigned long requested[BITS_TO_LONGS(PAGES)] = { 0 };
+    unsigned long empty[BITS_TO_LONGS(PAGES)] = { 0 };
+    RAMBlock other_ram = { .page_size = PAGE_SIZE };
+    PostcopyKvmBlock other = {
+        .rb = &other_ram, .page_size = PAGE_SIZE, .pages = PAGES,
+        .requested = requested, .filled = empty, .present = empty,
+        .claimed = empty,
+    };
+    bool asked;
+
+    reset(&all_methods[0]);
+    qatomic_set(&mis.page_requested_count, 0);
+    woken = 0;
+    other_ram.postcopy_kvm = &other;
+    postcopy_kvm_wait_for(&w[0], &other, 0, &asked);
+    postcopy_kvm_wait_for(&w[1], &other, 70 * PAGE_SIZE, &asked);
+    postcopy_kvm_wait_for(&w[2], &block, 0, &asked);
+    g_assert_cmpint(mis.page_requested_count, ==, 3);
+
+    postcopy_kvm_forget_block(&other);
+    g_assert_cmpint(woken, ==, 2);
+    g_assert_true(postcopy_kvm_ready(&w[0]) && postcopy_kvm_ready(&w[1]));
+    g_assert_cmpint(mis.page_requested_count, ==, 1);
+    /* Whoever gets tired of waiting does not look at the block. */
+    memset(&other_ram, 0, sizeof(other_ram));
+    g_assert_false(postcopy_kvm_unqueue(&w[0]));
+
+    g_assert_true(postcopy_kvm_unqueue(&w[2]));
+    mis.page_requested_count = 0;
+}
+
 int main(int argc, char **argv)
 {
     size_t i;
@@ -376,6 +453,9 @@ int main(int argc, char **argv)
     block.present = bitmap_new(PAGES);
     block.host_wanted = bitmap_new(PAGES);
 
+    postcopy_kvm_pages_init(&mis);
+    g_test_add_func("/postcopy-kvm/page/missing-range", test_missing_range);
+    g_test_add_func("/postcopy-kvm/page/removed", test_removed);
     for (i = 0; i < ARRAY_SIZE(all_methods); i++) {
         g_autofree char *path = g_strdup_printf("/postcopy-kvm/page/%s",
                                                 all_methods[i].name);

@@ -64,9 +64,17 @@ static void relay_start(Direction *d, const char *name, int from, int to)
     qemu_thread_create(&d->thread, name, relay_run, d, QEMU_THREAD_JOINABLE);
 }
 
-MigrationRelay *migration_relay_new(int *source, int *destination)
+MigrationRelay *migration_relay_join(int source, int destination)
 {
     MigrationRelay *relay = g_new0(MigrationRelay, 1);
+
+    relay_start(&relay->pages, "relay-pages", source, destination);
+    relay_start(&relay->answers, "relay-answers", destination, source);
+    return relay;
+}
+
+MigrationRelay *migration_relay_new(int *source, int *destination)
+{
     int a[2], b[2];
     int ret;
 
@@ -76,9 +84,7 @@ MigrationRelay *migration_relay_new(int *source, int *destination)
     g_assert_cmpint(ret, ==, 0);
     *source = a[0];
     *destination = b[0];
-    relay_start(&relay->pages, "relay-pages", a[1], b[1]);
-    relay_start(&relay->answers, "relay-answers", b[1], a[1]);
-    return relay;
+    return migration_relay_join(a[1], b[1]);
 }
 
 void migration_relay_drop_pages(MigrationRelay *relay)

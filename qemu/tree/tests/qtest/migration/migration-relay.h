@@ -20,6 +20,15 @@ typedef struct MigrationRelay MigrationRelay;
 MigrationRelay *migration_relay_new(int *source, int *destination);
 
 /**
+ * migration_relay_join: make a connection of two
+ * @source: a socket that the source is connected to
+ * @destination: a socket that is connected to the destination
+ *
+ * Returns: the relay, which owns the sockets
+ */
+MigrationRelay *migration_relay_join(int source, int destination);
+
+/**
  * migration_relay_drop_pages: what the source sends gets lost from now on
  * @relay: the relay
  */

@@ -9,6 +9,7 @@
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "qemu/sockets.h"
+#include "qemu/thread.h"
 #include "libqtest.h"
 #include "migration/bootfile.h"
 #include "migration/framework.h"
@@ -328,6 +329,70 @@ static void lose_last_pages(QTestState *from, QTestState *to)
     migration_relay_cut(relay);
 }
 
+/* The main channel, and the one of preempt, both through relays */
+static MigrationRelay *channels[2];
+static QemuThread channels_thread;
+
+#define CHANNELS_SOCKET "relaysocket"
+
+static void *connect_channels(void *opaque)
+{
+    g_autofree char *path = g_strdup_printf("%s/migsocket",
+                                            migration_get_env()->tmpfs);
+    int listener = GPOINTER_TO_INT(opaque);
+    size_t i;
+
+    for (i = 0; i < ARRAY_SIZE(channels); i++) {
+        int source = accept(listener, NULL, NULL);
+        int destination = unix_connect(path, &error_abort);
+
+        g_assert_cmpint(source, >=, 0);
+        channels[i] = migration_relay_join(source, destination);
+    }
+    close(listener);
+    return NULL;
+}
+
+static void *start_channels(QTestState *from, QTestState *to)
+{
+    g_autofree char *path = g_strdup_printf("%s/" CHANNELS_SOCKET,
+                                            migration_get_env()->tmpfs);
+    int listener = unix_listen(path, &error_abort);
+
+    qemu_thread_create(&channels_thread, "channels", connect_channels,
+                       GINT_TO_POINTER(listener), QEMU_THREAD_JOINABLE);
+    return NULL;
+}
+
+/*
+ * A page that was asked for gets lost on the preempt channel, while everything
+ * else arrives on the main one.  That is not the end of the migration.
+ */
+static void lose_requested_page(QTestState *from, QTestState *to)
+{
+    g_autofree char *path = g_strdup_printf("%s/" CHANNELS_SOCKET,
+                                            migration_get_env()->tmpfs);
+    g_autoptr(QDict) info = NULL;
+
+    qemu_thread_join(&channels_thread);
+    unlink(path);
+    migration_relay_drop_pages(channels[1]);
+    while (!migration_relay_dropped(channels[1])) {
+        usleep(1000);
+    }
+    migrate_set_parameter_int(from, "max-postcopy-bandwidth", 0);
+    while (read_ram_property_int(from, "remaining")) {
+        usleep(1000);
+    }
+    /* Long enough for the destination to read it */
+    g_usleep(1000 * 1000);
+    wait_for_waiting_vcpu(to);
+    info = migrate_query(to);
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, "postcopy-active");
+    migration_relay_cut(channels[0]);
+    migration_relay_cut(channels[1]);
+}
+
 /*
  * Both sides share the host's huge pages.  The source must not need one when
  * they are taken away: have all of its 150 MiB before.
@@ -470,6 +535,7 @@ typedef struct KvmTest {
     bool recovery;
     bool tls;
     bool unix_socket;
+    bool channels;              /* of a unix_socket, through relays */
     bool exec;
     bool x86;                   /* needs to know what the guest's code is */
     MigrateCommon args;
@@ -547,6 +613,10 @@ static const KvmTest kvm_tests[] = {
     { "preempt/recovery/quit", MEM_TYPE_MEMFD, .preempt = true,
       .recovery = true, .args.postcopy_paused_hook = assert_quits,
       .args.postcopy_abandoned = true },
+    { "preempt/recovery/last-request", MEM_TYPE_MEMFD, .preempt = true,
+      .recovery = true, .unix_socket = true, .channels = true,
+      .args = { .start_hook = start_channels,
+                .postcopy_pause_hook = lose_requested_page } },
     { "preempt/recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true,
       .recovery = true },
     { "preempt/recovery/no-memory", MEM_TYPE_HUGETLB, .preempt = true,
@@ -568,6 +638,8 @@ static void run_kvm_test(const KvmTest *test)
     MigrateCommon args = test->args;
     g_autofree char *uri = g_strdup_printf("unix:%s/migsocket",
                                            migration_get_env()->tmpfs);
+    g_autofree char *channels_uri = g_strdup_printf("unix:%s/" CHANNELS_SOCKET,
+                                                    migration_get_env()->tmpfs);
     g_autofree char *opts = NULL;
     g_autofree char *exec_listen = exec_uri(TO_DESTINATION, TO_SOURCE);
     g_autofree char *exec_connect = exec_uri(TO_SOURCE, TO_DESTINATION);
@@ -589,6 +661,9 @@ static void run_kvm_test(const KvmTest *test)
 
     if (test->unix_socket) {
         args.listen_uri = uri;
+    }
+    if (test->channels) {
+        args.connect_uri = channels_uri;
     }
     if (test->exec) {
         args.listen_uri = exec_listen;

@@ -266,6 +266,24 @@ TEST_F(uffd, allocated_page_is_zeros)
 	TEST_ASSERT_EQ(reader_finish(&reader), 0);
 }
 
+/* Nor does it fill the page, which can be copied to, once. */
+TEST_F(uffd, allocated_page_is_copied)
+{
+	struct uffd_vm *uvm = &self->uvm;
+	u64 *from = kvm_mmap(uvm->slot.page_size, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	watch(uvm, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
+	kvm_fallocate(uvm->gmem, FALLOC_FL_KEEP_SIZE, 0, uvm->size);
+	*from = userfault_pattern(2);
+
+	TEST_ASSERT_EQ(copy_page(uvm, 2, from), 0);
+	TEST_ASSERT_EQ(*(u64 *)watched_page(uvm, 2), userfault_pattern(2));
+	guest_read_filled(uvm->vcpu, &uvm->slot, 2);
+	TEST_ASSERT(copy_page(uvm, 2, from) && errno == EEXIST,
+		    "A page that is filled should not be copied to, errno %d", errno);
+}
+
 TEST_F(uffd, minor_alone_does_not_see_holes)
 {
 	struct uffd_vm *uvm = &self->uvm;

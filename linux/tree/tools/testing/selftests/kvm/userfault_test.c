@@ -567,6 +567,26 @@ TEST_F(userfault, unmapped_page_exits_again)
 	guest_read_faults(self->vcpu, slot, 6);
 }
 
+/* The bitmap decides before anybody looks for the page. */
+TEST_F(userfault, page_without_mapping_exits)
+{
+	struct userfault_slot *slot = &self->slot;
+	void *page = userfault_page(slot, 6), *again;
+
+	userfault_set_bit(slot, 6);
+	userfault_on(slot);
+	TEST_ASSERT_EQ(munmap(page, slot->page_size), 0);
+	guest_prepare(slot, GUEST_READ, 6, 0);
+	run_to_userfault(self->vcpu, slot, 6);
+
+	again = mmap(page, slot->page_size, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	TEST_ASSERT(again == page, "mmap() should succeed, errno %d", errno);
+	userfault_fill(slot, 6);
+	userfault_publish(slot, 6);
+	TEST_ASSERT_EQ(run_to_done(self->vcpu), userfault_pattern(6));
+}
+
 TEST_F(userfault, slot_can_be_deleted_and_added_while_on)
 {
 	struct userfault_slot *slot = &self->slot;
