@@ -446,7 +446,7 @@ void postcopy_kvm_missing_range(PostcopyKvmBlock *b, uint64_t first,
     /* What is beyond the source's RAM will not arrive. */
     npages = first < all ? MIN(npages, all - first) : 0;
 
-    /* The guest stands still meanwhile: a word at a time, if that is possible */
+    /* The guest stands still meanwhile: a word at a time, if that can be. */
     for (i = 0; nr == 1 && i < npages; i += BITS_PER_LONG) {
         bitmap[BIT_WORD(i)] = ~bitmap_word_acquire(b->present, b->pages,
                                                    first + i);
