@@ -482,9 +482,12 @@ TEST_F(uffd, private_memory_is_not_filled)
 int main(int argc, char *argv[])
 {
 	u64 flags = kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS);
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
 
 	TEST_REQUIRE(flags & GUEST_MEMFD_FLAG_MMAP);
 	TEST_REQUIRE(flags & GUEST_MEMFD_FLAG_INIT_SHARED);
+	__TEST_REQUIRE(uffd >= 0, "userfaultfd, which some users may not use");
+	close(uffd);
 
 	return test_harness_run(argc, argv);
 }

@@ -575,7 +575,7 @@ TEST_F(userfault, page_without_mapping_exits)
 
 	userfault_set_bit(slot, 6);
 	userfault_on(slot);
-	TEST_ASSERT_EQ(munmap(page, slot->page_size), 0);
+	kvm_munmap(page, slot->page_size);
 	guest_prepare(slot, GUEST_READ, 6, 0);
 	run_to_userfault(self->vcpu, slot, 6);
 
