@@ -329,6 +329,11 @@ static void lose_last_pages(QTestState *from, QTestState *to)
     migration_relay_cut(relay);
 }
 
+static char *tmp_path(const char *name)
+{
+    return g_strdup_printf("%s/%s", migration_get_env()->tmpfs, name);
+}
+
 /* The main channel, and the one of preempt, both through relays */
 static MigrationRelay *channels[2];
 static QemuThread channels_thread;
@@ -337,8 +342,7 @@ static QemuThread channels_thread;
 
 static void *connect_channels(void *opaque)
 {
-    g_autofree char *path = g_strdup_printf("%s/migsocket",
-                                            migration_get_env()->tmpfs);
+    g_autofree char *path = tmp_path("migsocket");
     int listener = GPOINTER_TO_INT(opaque);
     size_t i;
 
@@ -355,8 +359,7 @@ static void *connect_channels(void *opaque)
 
 static void *start_channels(QTestState *from, QTestState *to)
 {
-    g_autofree char *path = g_strdup_printf("%s/" CHANNELS_SOCKET,
-                                            migration_get_env()->tmpfs);
+    g_autofree char *path = tmp_path(CHANNELS_SOCKET);
     int listener = unix_listen(path, &error_abort);
 
     qemu_thread_create(&channels_thread, "channels", connect_channels,
@@ -370,8 +373,7 @@ static void *start_channels(QTestState *from, QTestState *to)
  */
 static void lose_requested_page(QTestState *from, QTestState *to)
 {
-    g_autofree char *path = g_strdup_printf("%s/" CHANNELS_SOCKET,
-                                            migration_get_env()->tmpfs);
+    g_autofree char *path = tmp_path(CHANNELS_SOCKET);
     g_autoptr(QDict) info = NULL;
 
     qemu_thread_join(&channels_thread);
@@ -502,15 +504,10 @@ static char *exec_uri(const char *in, const char *out)
                            tmpfs, in, tmpfs, out);
 }
 
-static char *fifo_path(const char *name)
-{
-    return g_strdup_printf("%s/%s", migration_get_env()->tmpfs, name);
-}
-
 static void *make_fifos(QTestState *from, QTestState *to)
 {
-    g_autofree char *to_source = fifo_path(TO_SOURCE);
-    g_autofree char *to_destination = fifo_path(TO_DESTINATION);
+    g_autofree char *to_source = tmp_path(TO_SOURCE);
+    g_autofree char *to_destination = tmp_path(TO_DESTINATION);
 
     g_assert_cmpint(mkfifo(to_source, 0600), ==, 0);
     g_assert_cmpint(mkfifo(to_destination, 0600), ==, 0);
@@ -519,8 +516,8 @@ static void *make_fifos(QTestState *from, QTestState *to)
 
 static void assert_used_exec(QTestState *from, QTestState *to, void *opaque)
 {
-    g_autofree char *to_source = fifo_path(TO_SOURCE);
-    g_autofree char *to_destination = fifo_path(TO_DESTINATION);
+    g_autofree char *to_source = tmp_path(TO_SOURCE);
+    g_autofree char *to_destination = tmp_path(TO_DESTINATION);
 
     assert_used(from, to, NULL);
     unlink(to_source);
