@@ -30,6 +30,7 @@ FIXTURE(backing) {
 
 FIXTURE_VARIANT(backing) {
 	enum vm_mem_backing_src_type src_type;
+	bool elsewhere;
 };
 
 FIXTURE_VARIANT_ADD(backing, anonymous) {
@@ -40,21 +41,19 @@ FIXTURE_VARIANT_ADD(backing, shmem) {
 	.src_type = VM_MEM_SRC_SHMEM,
 };
 
+FIXTURE_VARIANT_ADD(backing, shmem_elsewhere) {
+	.src_type = VM_MEM_SRC_SHMEM,
+	.elsewhere = true,
+};
+
 FIXTURE_VARIANT_ADD(backing, hugetlb) {
 	.src_type = VM_MEM_SRC_SHARED_HUGETLB,
 };
 
-static bool have_hugetlb(size_t size)
-{
-	void *mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
-			 MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-
-	if (mem == MAP_FAILED)
-		return false;
-
-	kvm_munmap(mem, size);
-	return true;
-}
+FIXTURE_VARIANT_ADD(backing, hugetlb_elsewhere) {
+	.src_type = VM_MEM_SRC_SHARED_HUGETLB,
+	.elsewhere = true,
+};
 
 FIXTURE_SETUP(backing)
 {
@@ -68,6 +67,8 @@ FIXTURE_SETUP(backing)
 
 	userfault_slot_add(&self->slot, vm_create_with_one_vcpu(&self->vcpu, userfault_guest_code),
 			   variant->src_type, USERFAULT_GPA, size / getpagesize());
+	if (variant->elsewhere)
+		self->slot.vcpu_addr = (u64)self->slot.mem;
 	userfault_set_all(&self->slot);
 	userfault_on(&self->slot);
 }

@@ -37,6 +37,7 @@ struct userfault_slot {
 	u64 npages;
 	u64 page_size;		/* The host's, which is what a bit stands for */
 	u8 *mem;
+	u64 vcpu_addr;		/* Where vCPUs' pages are looked up, 0 for as usual */
 	unsigned long *bitmap;
 	size_t bitmap_size;	/* Of the mapping, in bytes */
 };
@@ -167,6 +168,7 @@ static inline void userfault_slot_init(struct userfault_slot *slot,
 	slot->gpa = gpa;
 	slot->npages = npages;
 	slot->page_size = getpagesize();
+	slot->vcpu_addr = 0;
 	slot->bitmap_size = align_up(userfault_bitmap_bytes(npages), slot->page_size);
 	slot->bitmap = kvm_mmap(slot->bitmap_size, PROT_READ | PROT_WRITE,
 				MAP_PRIVATE | MAP_ANONYMOUS, -1);
@@ -216,12 +218,35 @@ static inline void userfault_slot_set_flags(struct userfault_slot *slot, u32 fla
 
 static inline void userfault_on(struct userfault_slot *slot)
 {
-	userfault_slot_set_flags(slot, KVM_MEM_USERFAULT);
+	memslot2region(slot->vm, slot->id)->region.userfault_addr = slot->vcpu_addr;
+	userfault_slot_set_flags(slot, KVM_MEM_USERFAULT |
+				       (slot->vcpu_addr ? KVM_MEM_USERFAULT_ADDR : 0));
 }
 
 static inline void userfault_off(struct userfault_slot *slot)
 {
 	userfault_slot_set_flags(slot, 0);
+}
+
+static inline void assert_refused(struct kvm_vm *vm, const char *what,
+				  struct kvm_userspace_memory_region2 region, int err)
+{
+	int r = __vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &region);
+
+	TEST_ASSERT(r == -1 && errno == err, "%s: should fail with errno %d, got %d errno %d",
+		    what, err, r, errno);
+}
+
+static inline bool have_hugetlb(size_t size)
+{
+	void *mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+
+	if (mem == MAP_FAILED)
+		return false;
+
+	kvm_munmap(mem, size);
+	return true;
 }
 
 /* Tell the guest what to do next; the vCPU has to be run to do it. */

@@ -41,18 +41,7 @@ FIXTURE_VARIANT_ADD(huge, hugetlb) {
 
 static bool have_2m_hugetlb(void)
 {
-	void *mem;
-
-	if (get_def_hugetlb_pagesz() != SZ_2M)
-		return false;
-
-	mem = mmap(NULL, SZ_2M, PROT_READ | PROT_WRITE,
-		   MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-	if (mem == MAP_FAILED)
-		return false;
-
-	kvm_munmap(mem, SZ_2M);
-	return true;
+	return get_def_hugetlb_pagesz() == SZ_2M && have_hugetlb(SZ_2M);
 }
 
 FIXTURE_SETUP(huge)

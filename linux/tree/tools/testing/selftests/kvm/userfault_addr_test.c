@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Test KVM_MEM_USERFAULT_ADDR: vCPUs' pages are looked up in a mapping of their
+ * own while userfault is on, and KVM follows what becomes of that.
+ */
+#include <poll.h>
+#include <pthread.h>
+#include <sys/ioctl.h>
+
+#include <linux/userfaultfd.h>
+
+#include "kvm_userfault_util.h"
+
+#include "kvm_test_harness.h"
+
+#define TEST_NPAGES	67
+
+/* A slot of shared memory, and @mem, a second mapping of it, for the vCPU. */
+FIXTURE(addr) {
+	struct kvm_vcpu *vcpu;
+	struct userfault_slot slot;
+	size_t size;
+};
+
+FIXTURE_SETUP(addr)
+{
+	struct userfault_slot *slot = &self->slot;
+
+	userfault_slot_add(slot, vm_create_with_one_vcpu(&self->vcpu, userfault_guest_code),
+			   VM_MEM_SRC_SHMEM, USERFAULT_GPA, TEST_NPAGES);
+	slot->vcpu_addr = (u64)slot->mem;
+	self->size = TEST_NPAGES * slot->page_size;
+	userfault_fill_all(slot);
+}
+
+FIXTURE_TEARDOWN(addr)
+{
+	kvm_vm_free(self->slot.vm);
+}
+
+/* Where all but the vCPU have the slot's memory */
+static void *others_page(struct userfault_slot *slot, u64 page)
+{
+	return addr_gpa2hva(slot->vm, userfault_gpa(slot, page));
+}
+
+/* Have other memory where the vCPU's page is looked up, and none in the file. */
+static void replace_page(struct userfault_slot *slot, u64 page, u64 val)
+{
+	u64 *mem = mmap(userfault_page(slot, page), slot->page_size, PROT_READ | PROT_WRITE,
+			MAP_FIXED | MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	TEST_ASSERT(mem == userfault_page(slot, page), "mmap() should replace a page, errno %d",
+		    errno);
+	*mem = val;
+}
+
+TEST_F(addr, only_the_vcpu_goes_there)
+{
+	struct userfault_slot *slot = &self->slot;
+
+	TEST_ASSERT_EQ(mprotect(others_page(slot, 0), self->size, PROT_NONE), 0);
+	userfault_set_all(slot);
+	userfault_on(slot);
+
+	guest_read_faults(self->vcpu, slot, 0);
+	guest_read_faults(self->vcpu, slot, TEST_NPAGES - 1);
+	TEST_ASSERT_EQ(guest_access(self->vcpu, slot, GUEST_WRITE, 0, 0xabcd), 0xabcd);
+	TEST_ASSERT_EQ(*userfault_page(slot, 0), 0xabcd);
+
+	/* Without the address, the vCPU has to be content with what is there. */
+	userfault_off(slot);
+	guest_prepare(slot, GUEST_READ, 0, 0);
+	TEST_ASSERT_EQ(run_marked(self->vcpu), -1);
+	TEST_ASSERT_EQ(errno, EFAULT);
+	TEST_ASSERT_EQ(mprotect(others_page(slot, 0), self->size, PROT_READ | PROT_WRITE), 0);
+	TEST_ASSERT_EQ(run_to_done(self->vcpu), 0xabcd);
+}
+
+TEST_F(addr, what_changes_there_is_seen)
+{
+	struct userfault_slot *slot = &self->slot;
+
+	userfault_on(slot);
+	guest_read_filled(self->vcpu, slot, 3);
+	replace_page(slot, 3, 0x1234);
+	TEST_ASSERT_EQ(guest_access(self->vcpu, slot, GUEST_READ, 3, 0), 0x1234);
+	guest_read_filled(self->vcpu, slot, 2);
+	guest_read_filled(self->vcpu, slot, 4);
+
+	/* A bit that is set comes before the page is gone. */
+	userfault_set_bit(slot, 4);
+	replace_page(slot, 4, 0x5678);
+	guest_prepare(slot, GUEST_READ, 4, 0);
+	run_to_userfault(self->vcpu, slot, 4);
+	userfault_publish(slot, 4);
+	TEST_ASSERT_EQ(run_to_done(self->vcpu), 0x5678);
+}
+
+TEST_F(addr, what_changes_elsewhere_is_not)
+{
+	struct userfault_slot *slot = &self->slot;
+	u64 *mem;
+
+	userfault_on(slot);
+	guest_read_filled(self->vcpu, slot, 3);
+	mem = mmap(others_page(slot, 3), slot->page_size, PROT_READ | PROT_WRITE,
+		   MAP_FIXED | MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	TEST_ASSERT(mem == others_page(slot, 3), "mmap() should replace a page, errno %d", errno);
+	*mem = 0x9abc;
+	guest_read_filled(self->vcpu, slot, 3);
+
+	userfault_off(slot);
+	TEST_ASSERT_EQ(guest_access(self->vcpu, slot, GUEST_READ, 3, 0), 0x9abc);
+}
+
+/* Nothing that was mapped from there remains, and nobody goes by it any more. */
+TEST_F(addr, off_goes_back)
+{
+	struct userfault_slot *slot = &self->slot;
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		replace_page(slot, i, 0x1234);
+		userfault_on(slot);
+		TEST_ASSERT_EQ(guest_access(self->vcpu, slot, GUEST_READ, i, 0), 0x1234);
+		userfault_off(slot);
+		guest_read_filled(self->vcpu, slot, i);
+		guest_access(self->vcpu, slot, GUEST_WRITE, i, 0x4321);
+		TEST_ASSERT_EQ(*userfault_page(slot, i), 0x1234);
+	}
+
+	kvm_munmap(slot->mem, self->size);
+	guest_read_filled(self->vcpu, slot, i);
+	slot->vcpu_addr = 0;
+	userfault_on(slot);
+	guest_read_filled(self->vcpu, slot, i);
+}
+
+TEST_F(addr, slot_goes_before_the_mapping)
+{
+	struct userfault_slot *slot = &self->slot;
+	struct kvm_userspace_memory_region2 region;
+
+	userfault_on(slot);
+	guest_read_filled(self->vcpu, slot, 0);
+	region = memslot2region(slot->vm, slot->id)->region;
+	region.memory_size = 0;
+	vm_ioctl(slot->vm, KVM_SET_USER_MEMORY_REGION2, &region);
+	replace_page(slot, 0, 0x1234);
+
+	/* Born with the flag, and back where it was. */
+	region = memslot2region(slot->vm, slot->id)->region;
+	vm_ioctl(slot->vm, KVM_SET_USER_MEMORY_REGION2, &region);
+	TEST_ASSERT_EQ(guest_access(self->vcpu, slot, GUEST_READ, 0, 0), 0x1234);
+	userfault_off(slot);
+	guest_read_filled(self->vcpu, slot, 0);
+}
+
+TEST_F(addr, dirty_pages_are_logged)
+{
+	struct userfault_slot *slot = &self->slot;
+	unsigned long *log = calloc(1, userfault_bitmap_bytes(align_up(TEST_NPAGES, 64)));
+
+	slot->base_flags = KVM_MEM_LOG_DIRTY_PAGES;
+	userfault_on(slot);
+	guest_access(self->vcpu, slot, GUEST_WRITE, 3, 1);
+	userfault_off(slot);
+	guest_access(self->vcpu, slot, GUEST_WRITE, 5, 1);
+	kvm_vm_get_dirty_log(slot->vm, slot->id, log);
+	TEST_ASSERT_EQ(log[0], BIT(3) | BIT(5));
+	guest_access(self->vcpu, slot, GUEST_WRITE, 3, 2);
+	kvm_vm_get_dirty_log(slot->vm, slot->id, log);
+	TEST_ASSERT_EQ(log[0], BIT(3));
+	free(log);
+}
+
+TEST_F(addr, bad_values_are_refused)
+{
+	struct userfault_slot *slot = &self->slot;
+	struct kvm_vm *vm = slot->vm;
+	struct kvm_userspace_memory_region2 region, good;
+
+	good = memslot2region(vm, slot->id)->region;
+	good.flags = KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ADDR;
+	good.userfault_bitmap = (u64)slot->bitmap;
+	good.userfault_addr = slot->vcpu_addr;
+
+	region = good;
+	region.userfault_addr = 0;
+	assert_refused(vm, "no address", region, EINVAL);
+	region.userfault_addr = good.userfault_addr + 8;
+	assert_refused(vm, "misaligned", region, EINVAL);
+	region.userfault_addr = -(u64)region.memory_size;
+	assert_refused(vm, "not in userspace", region, EINVAL);
+
+	region = good;
+	region.flags = KVM_MEM_USERFAULT_ADDR;
+	assert_refused(vm, "without a bitmap", region, EINVAL);
+
+	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &good);
+	region = good;
+	region.userfault_addr += slot->page_size;
+	assert_refused(vm, "another address while on", region, EINVAL);
+	region.flags = KVM_MEM_USERFAULT;
+	assert_refused(vm, "none while on", region, EINVAL);
+
+	userfault_off(slot);
+	region = good;
+	region.flags = KVM_MEM_USERFAULT;
+	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &region);
+	assert_refused(vm, "an address while on", good, EINVAL);
+	guest_read_filled(self->vcpu, slot, 0);
+}
+
+/* What the address is for: 4 KiB of a huge page that is not complete */
+FIXTURE(huge) {
+	struct kvm_vcpu *vcpu;
+	struct userfault_slot slot;
+	size_t size;
+	u64 *watched;		/* The mapping that userfaultfd keeps empty */
+	int uffd;
+};
+
+FIXTURE_SETUP(huge)
+{
+	struct userfault_slot *slot = &self->slot;
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_MINOR_HUGETLBFS,
+	};
+	struct uffdio_register reg = {
+		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
+	};
+
+	self->size = get_def_hugetlb_pagesz();
+	if (!have_hugetlb(self->size))
+		SKIP(return, "no free huge page of the default size");
+	self->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (self->uffd < 0 || ioctl(self->uffd, UFFDIO_API, &api))
+		SKIP(return, "no userfaultfd with minor faults of huge pages");
+
+	userfault_slot_add(slot, vm_create_with_one_vcpu(&self->vcpu, userfault_guest_code),
+			   VM_MEM_SRC_SHARED_HUGETLB, USERFAULT_GPA,
+			   self->size / getpagesize());
+	slot->vcpu_addr = (u64)slot->mem;
+	self->watched = others_page(slot, 0);
+	reg.range.start = (u64)self->watched;
+	reg.range.len = self->size;
+	TEST_ASSERT(!ioctl(self->uffd, UFFDIO_REGISTER, &reg),
+		    "Huge pages should be watched, errno %d", errno);
+}
+
+FIXTURE_TEARDOWN(huge)
+{
+	kvm_vm_free(self->slot.vm);
+	close(self->uffd);
+}
+
+static void *read_word(void *addr)
+{
+	return (void *)READ_ONCE(*(u64 *)addr);
+}
+
+static bool has_fault(int uffd, int timeout_ms)
+{
+	struct pollfd pfd = { .fd = uffd, .events = POLLIN };
+
+	return poll(&pfd, 1, timeout_ms) == 1;
+}
+
+TEST_F(huge, vcpu_has_pages_of_an_incomplete_one)
+{
+	struct userfault_slot *slot = &self->slot;
+	struct uffdio_continue cont = {
+		.range = { .start = (u64)self->watched, .len = self->size },
+	};
+	pthread_t thread;
+	void *word;
+	u64 i;
+
+	userfault_set_all(slot);
+	userfault_on(slot);
+	guest_read_faults(self->vcpu, slot, 5);
+	guest_read_faults(self->vcpu, slot, slot->npages - 1);
+	guest_prepare(slot, GUEST_READ, 6, 0);
+	run_to_userfault(self->vcpu, slot, 6);
+	TEST_ASSERT(!has_fault(self->uffd, 0), "The vCPU should not be seen by userfaultfd");
+
+	/* Others wait until the huge page is complete. */
+	kvm_pthread_create(&thread, NULL, read_word, &self->watched[0]);
+	TEST_ASSERT(has_fault(self->uffd, 60000), "Others should wait in userfaultfd");
+	for (i = 0; i < slot->npages; i++) {
+		if (userfault_bit_is_set(slot, i)) {
+			userfault_fill(slot, i);
+			userfault_publish(slot, i);
+		}
+	}
+	TEST_ASSERT(!ioctl(self->uffd, UFFDIO_CONTINUE, &cont),
+		    "UFFDIO_CONTINUE should succeed, errno %d", errno);
+	TEST_ASSERT_EQ(pthread_join(thread, &word), 0);
+	TEST_ASSERT_EQ((u64)word, userfault_pattern(0));
+
+	TEST_ASSERT_EQ(run_to_done(self->vcpu), userfault_pattern(6));
+	userfault_off(slot);
+	guest_read_filled(self->vcpu, slot, 7);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_USERFAULT));
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_USERFAULT_ADDR));
+
+	return test_harness_run(argc, argv);
+}

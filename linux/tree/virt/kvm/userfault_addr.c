@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM Userfault: look up vCPUs' pages elsewhere than at userspace_addr.
+ */
+#include <linux/kvm_host.h>
+#include <linux/kvm_userfault_addr.h>
+#include <linux/uaccess.h>
+
+int kvm_userfault_check_addr(const struct kvm_userspace_memory_region2 *mem,
+			     const struct kvm_memory_slot *old)
+{
+	unsigned long addr = mem->userfault_addr;
+
+	/* Can't come or go, or change, while vCPUs go by it. */
+	if (kvm_slot_has_userfault(old) && (mem->flags & KVM_MEM_USERFAULT) &&
+	    ((old->flags ^ mem->flags) & KVM_MEM_USERFAULT_ADDR))
+		return -EINVAL;
+
+	if (!(mem->flags & KVM_MEM_USERFAULT_ADDR))
+		return 0;
+
+	/* Pages of a guest_memfd are looked up in the file. */
+	if (!(mem->flags & KVM_MEM_USERFAULT) ||
+	    (mem->flags & KVM_MEM_GUEST_MEMFD))
+		return -EINVAL;
+
+	if (!addr || !PAGE_ALIGNED(addr) || mem->userfault_addr != addr ||
+	    mem->userfault_addr != untagged_addr(mem->userfault_addr) ||
+	    !access_ok((void __user *)addr, mem->memory_size))
+		return -EINVAL;
+
+	if (kvm_slot_has_userfault(old) && old->userfault_addr != addr)
+		return -EINVAL;
+
+	return 0;
+}
+
+void kvm_userfault_init_addr(struct kvm_memory_slot *new,
+			     const struct kvm_userspace_memory_region2 *mem,
+			     const struct kvm_memory_slot *old)
+{
+	/* What is mapped from there is unmapped only after @new is in place. */
+	if (new->flags & KVM_MEM_USERFAULT_ADDR)
+		new->userfault_addr = mem->userfault_addr;
+	else if (old)
+		new->userfault_addr = old->userfault_addr;
+}
+
+void kvm_userfault_insert_addr(struct kvm_memslots *slots,
+			       struct kvm_memory_slot *slot)
+{
+	struct interval_tree_node *node = &slot->userfault_node[slots->node_idx];
+
+	if (!slot->userfault_addr)
+		return;
+
+	node->start = slot->userfault_addr;
+	node->last = slot->userfault_addr + (slot->npages << PAGE_SHIFT) - 1;
+	interval_tree_insert(node, &slots->userfault_tree);
+}
+
+void kvm_userfault_remove_addr(struct kvm_memslots *slots,
+			       struct kvm_memory_slot *slot)
+{
+	if (slot->userfault_addr)
+		interval_tree_remove(&slot->userfault_node[slots->node_idx],
+				     &slots->userfault_tree);
+}
+
+unsigned long kvm_userfault_hva(const struct kvm_memory_slot *slot,
+				unsigned long hva)
+{
+	if (likely(!(slot->flags & KVM_MEM_USERFAULT_ADDR)))
+		return hva;
+
+	return hva - slot->userspace_addr + slot->userfault_addr;
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_userfault_hva);
