@@ -14,6 +14,7 @@
 #include "exec/cpu-common.h"
 #include "exec/target_page.h"
 #include "system/kvm-guest-memfd.h"
+#include "system/kvm-userfault.h"
 #include "migration.h"
 #include "postcopy-kvm-mem.h"
 #include "trace.h"
@@ -121,6 +122,21 @@ static const char *hugetlb_refuse(RAMBlock *rb)
                        UFFD_FEATURE_MINOR_HUGETLBFS);
 }
 
+/*
+ * userfaultfd keeps a huge page out of QEMU's mapping until all of it is there.
+ * If KVM looks up vCPUs' pages in the second one, they need not wait for that.
+ */
+static const char *hugetlb_split_refuse(RAMBlock *rb)
+{
+    const char *why = hugetlb_refuse(rb);
+
+    if (!why && (!kvm_userfault_can_look_elsewhere() ||
+                 qemu_target_page_size() != qemu_real_host_page_size())) {
+        return other_type;
+    }
+    return why;
+}
+
 static int file_prepare(PostcopyKvmBlock *b)
 {
     RAMBlock *rb = b->rb;
@@ -134,7 +150,7 @@ static int file_prepare(PostcopyKvmBlock *b)
     qemu_madvise(alias, rb->postcopy_length, QEMU_MADV_DONTDUMP);
     qemu_madvise(alias, rb->postcopy_length, QEMU_MADV_DONTFORK);
     b->alias = alias;
-    b->populated = bitmap_new(b->pages);
+    b->populated = bitmap_new(b->pages / b->per_host_page);
     return 0;
 }
 
@@ -143,12 +159,15 @@ static int file_prepare(PostcopyKvmBlock *b)
  * error, and the migration pauses, where writing would be a SIGBUS and the end
  * of the guest.  Pages that come one after the other get theirs together.
  */
-static int file_populate(PostcopyKvmBlock *b, unsigned long page)
+static int file_populate(PostcopyKvmBlock *b, ram_addr_t offset)
 {
+    size_t size = b->rb->page_size;
+    unsigned long page = offset / size;
+    unsigned long pages = b->pages / b->per_host_page;
     unsigned long nr = 1;
 
     if (page == qatomic_read(&b->next)) {
-        nr = MIN(MAX(FILE_POPULATE_BYTES / b->page_size, 1), b->pages - page);
+        nr = MIN(MAX(FILE_POPULATE_BYTES / size, 1), pages - page);
     }
     qatomic_set(&b->next, page + 1);
     if (bitmap_test_acquire(b->populated, page)) {
@@ -156,12 +175,12 @@ static int file_populate(PostcopyKvmBlock *b, unsigned long page)
     }
 
     nr = bitmap_find_next_acquire(b->populated, page + nr, page) - page;
-    if (qemu_madvise(b->alias + page * b->page_size, nr * b->page_size,
+    if (qemu_madvise(b->alias + page * size, nr * size,
                      QEMU_MADV_POPULATE_WRITE)) {
         int ret = -errno;
 
         error_report("post-copy: no memory for %s+0x%zx: %s", b->rb->idstr,
-                     page * b->page_size, strerror(errno));
+                     page * size, strerror(errno));
         return ret;
     }
     bitmap_set_atomic(b->populated, page, nr);
@@ -171,7 +190,7 @@ static int file_populate(PostcopyKvmBlock *b, unsigned long page)
 static int file_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
                      const void *from)
 {
-    int ret = file_populate(b, offset / b->page_size);
+    int ret = file_populate(b, offset);
 
     if (!ret) {
         memcpy(b->alias + offset, from, b->page_size);
@@ -182,7 +201,7 @@ static int file_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
 static int file_fill_zero(PostcopyKvmBlock *b, int uffd, ram_addr_t offset)
 {
     void *to = b->alias + offset;
-    int ret = file_populate(b, offset / b->page_size);
+    int ret = file_populate(b, offset);
 
     /* Pages come with zeros, but precopy may have left something else. */
     if (!ret && !buffer_is_zero(to, b->page_size)) {
@@ -196,7 +215,7 @@ static int file_map_hole(PostcopyKvmBlock *b, ram_addr_t offset)
 {
     int ret = RETRY_ON_EINTR(fallocate(b->rb->fd, FALLOC_FL_KEEP_SIZE,
                                        b->rb->fd_offset + offset,
-                                       b->page_size));
+                                       b->rb->page_size));
 
     if (ret) {
         ret = -errno;
@@ -220,8 +239,8 @@ static int file_map_failed(PostcopyKvmBlock *b, int uffd, uintptr_t *host)
         return file_map_hole(b, offset);
     case EEXIST:
         /* Mapped before; somebody may wait all the same. */
-        *host += b->page_size;
-        return uffd_wakeup(uffd, b->rb->host + offset, b->page_size);
+        *host += b->rb->page_size;
+        return uffd_wakeup(uffd, b->rb->host + offset, b->rb->page_size);
     default:
         error_report("post-copy: UFFDIO_CONTINUE of %s+0x" RAM_ADDR_FMT ": %s",
                      b->rb->idstr, offset, strerror(errno));
@@ -255,7 +274,9 @@ static int file_map(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
 
 static void file_finish(PostcopyKvmBlock *b)
 {
-    munmap(b->alias, b->pages * b->page_size);
+    if (!b->keep_alias) {
+        munmap(b->alias, b->pages * b->page_size);
+    }
     g_free(b->populated);
 }
 
@@ -267,6 +288,19 @@ static const PostcopyKvmMethods memfd_methods = {
     .fill = file_fill,
     .fill_zero = file_fill_zero,
     .map = file_map,
+    .finish = file_finish,
+};
+
+static const PostcopyKvmMethods hugetlb_split_methods = {
+    .name = "hugetlb, split",
+    .uffd_mode = UFFDIO_REGISTER_MODE_MINOR,
+    .refuse = hugetlb_split_refuse,
+    .prepare = file_prepare,
+    .fill = file_fill,
+    .fill_zero = file_fill_zero,
+    .map = file_map,
+    .direct = true,
+    .split = true,
     .finish = file_finish,
 };
 
@@ -361,7 +395,8 @@ static const PostcopyKvmMethods guest_memfd_methods = {
 };
 
 static const PostcopyKvmMethods *const all_methods[] = {
-    &anonymous_methods, &memfd_methods, &hugetlb_methods, &guest_memfd_methods,
+    &anonymous_methods, &memfd_methods, &hugetlb_split_methods,
+    &hugetlb_methods, &guest_memfd_methods,
 };
 #else
 static const PostcopyKvmMethods *const all_methods[] = { };
@@ -375,6 +410,7 @@ static void postcopy_kvm_block_free(PostcopyKvmBlock *b)
     g_free(b->filled);
     g_free(b->present);
     g_free(b->host_wanted);
+    g_free(b->host_left);
     g_free(b);
 }
 
@@ -393,13 +429,16 @@ static PostcopyKvmBlock *postcopy_kvm_block_new(RAMBlock *rb,
 
     b->rb = rb;
     b->methods = m;
-    b->page_size = rb->page_size;
+    b->page_size = m->split ? qemu_real_host_page_size() : rb->page_size;
     b->pages = rb->postcopy_length / b->page_size;
+    b->per_host_page = rb->page_size / b->page_size;
     b->claimed = bitmap_new(b->pages);
     b->requested = bitmap_new(b->pages);
     b->filled = bitmap_new(b->pages);
     b->present = bitmap_new(b->pages);
-    b->host_wanted = m->direct ? bitmap_new(b->pages) : NULL;
+    b->host_wanted = m->direct ? bitmap_new(b->pages / b->per_host_page) : NULL;
+    b->host_left = m->split ? g_new0(uint32_t, b->pages / b->per_host_page)
+                            : NULL;
     qemu_mutex_init(&b->run_lock);
     return b;
 }
@@ -422,6 +461,12 @@ static void postcopy_kvm_block_received(PostcopyKvmBlock *b)
     }
     bitmap_copy(b->filled, b->present, b->pages);
     bitmap_copy(b->claimed, b->present, b->pages);
+
+    for (page = 0; b->host_left && page < b->pages; page += b->per_host_page) {
+        b->host_left[page / b->per_host_page] =
+            b->per_host_page -
+            bitmap_count_one_with_offset(b->filled, page, b->per_host_page);
+    }
 }
 
 /* Returns NULL, and *@why, if there are none. */

@@ -17,7 +17,8 @@ typedef struct PostcopyKvmBlock PostcopyKvmBlock;
 
 /*
  * What differs between types of memory.  Offsets and lengths are in bytes, and
- * multiples of the RAMBlock's page size.
+ * multiples of the page size: the block's for @fill and @fill_zero, and the
+ * RAMBlock's for @map.
  *
  *              anonymous          memfd, hugetlb             guest_memfd
  *   prepare    -                  a second mapping           punch holes
@@ -27,7 +28,12 @@ typedef struct PostcopyKvmBlock PostcopyKvmBlock;
  *   map        -, @fill did it    UFFDIO_CONTINUE, also      UFFDIO_CONTINUE
  *                                 of ranges
  *   direct     no                 no                         yes
+ *   split      no                 no                         no
  *   finish     -                  unmap                      -
+ *
+ * If KVM can look up vCPUs' pages elsewhere (KVM_MEM_USERFAULT_ADDR), it does so
+ * in the second mapping of hugetlb, which is direct and split then: a vCPU has
+ * 4 KiB as soon as they are there, and others the huge page when all of it is.
  */
 typedef struct PostcopyKvmMethods {
     const char *name;
@@ -63,10 +69,18 @@ typedef struct PostcopyKvmMethods {
     int (*map)(PostcopyKvmBlock *b, int uffd, ram_addr_t offset, size_t len);
 
     /*
-     * vCPUs do not need @map, as KVM takes pages straight from the file.  It
-     * is done only for pages that somebody else waits for, then.
+     * vCPUs do not need @map, as KVM takes pages straight from the file, or
+     * from the second mapping.  It is done only for pages that somebody else
+     * waits for, then.
      */
     bool direct;
+
+    /*
+     * Pages of the host's page size are asked for, filled and published, even
+     * if the RAMBlock's are larger.  Needs @direct.  KVM looks up vCPUs' pages
+     * in the second mapping.
+     */
+    bool split;
 
     /*
      * Undo @prepare.  Called by the RCU thread, when nobody uses @b.  May be
@@ -86,7 +100,8 @@ struct PostcopyKvmBlock {
 
     /*
      * Bitmaps of @pages bits, one for each page of @page_size bytes, which is
-     * the RAMBlock's.  postcopy-kvm-page.c says what they stand for.
+     * the RAMBlock's unless @methods->split.  postcopy-kvm-page.c says what
+     * they stand for.
      */
     size_t page_size;
     unsigned long pages;
@@ -94,7 +109,15 @@ struct PostcopyKvmBlock {
     unsigned long *requested;
     unsigned long *filled;
     unsigned long *present;
-    unsigned long *host_wanted;     /* NULL unless @methods->direct */
+
+    /*
+     * How many of these are one of the RAMBlock's pages, and for each of those:
+     * whether it is wanted by others than vCPUs, NULL unless @methods->direct;
+     * and how many are not filled, NULL unless @methods->split
+     */
+    unsigned long per_host_page;
+    unsigned long *host_wanted;
+    uint32_t *host_left;
 
     /* Pages that are filled and wait for more, to be mapped at once */
     QemuMutex run_lock;
@@ -103,9 +126,11 @@ struct PostcopyKvmBlock {
 
     /*
      * memfd, hugetlb: the second mapping, which userfaultfd does not watch;
-     * which of its pages have memory; and the page after the last one filled
+     * which of the RAMBlock's pages have memory; and the one after that with
+     * the last page filled
      */
     uint8_t *alias;
+    bool keep_alias;
     unsigned long *populated;
     unsigned long next;
 };

@@ -22,6 +22,9 @@
  *
  *   host_wanted Somebody in userfaultfd waits for it, or will.
  *
+ * With PostcopyKvmMethods.split, many pages are one for host accesses (a "host
+ * page" here), which is mapped once all of them are filled.
+ *
  * Bits of filled and present are never cleared, and those of claimed only if
  * filling fails.  Mapping and publishing a page that is filled can be done by
  * several threads at once, and again.
@@ -76,9 +79,16 @@ void postcopy_kvm_pages_init(MigrationIncomingState *mis)
     }
 }
 
-static PostcopyKvmShard *postcopy_kvm_shard(RAMBlock *rb, ram_addr_t offset)
+/*
+ * Added to the offset of a page, to wait until host accesses see its host page.
+ * No page begins there.
+ */
+#define POSTCOPY_KVM_HOST 1
+
+static PostcopyKvmShard *postcopy_kvm_shard(PostcopyKvmBlock *b,
+                                            ram_addr_t offset)
 {
-    return &pages.shards[(offset / rb->page_size) % POSTCOPY_KVM_SHARDS];
+    return &pages.shards[(offset / b->page_size) % POSTCOPY_KVM_SHARDS];
 }
 
 /* One page less is on its way.  See postcopy_ram_incoming_cleanup(). */
@@ -106,14 +116,14 @@ static void postcopy_kvm_wake(PostcopyKvmWaiter *w)
     w->wake(w);
 }
 
-static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
-                                  ram_addr_t offset)
+static void postcopy_kvm_wake_all(PostcopyKvmBlock *b, ram_addr_t offset)
 {
+    PostcopyKvmShard *shard = postcopy_kvm_shard(b, offset);
     PostcopyKvmWaiter *w, *next;
 
     QEMU_LOCK_GUARD(&shard->lock);
     QLIST_FOREACH_SAFE(w, &shard->waiters, next, next) {
-        if (w->rb == rb && w->offset == offset) {
+        if (w->rb == b->rb && w->offset == offset) {
             postcopy_kvm_wake(w);
         }
     }
@@ -122,10 +132,8 @@ static void postcopy_kvm_wake_all(PostcopyKvmShard *shard, RAMBlock *rb,
 /* Nobody has to wait for the page any more, or has to want it again. */
 static void postcopy_kvm_forget_request(PostcopyKvmBlock *b, unsigned long page)
 {
-    ram_addr_t offset = page * b->page_size;
-
     if (bitmap_test_and_clear_atomic(b->requested, page, 1)) {
-        postcopy_kvm_wake_all(postcopy_kvm_shard(b->rb, offset), b->rb, offset);
+        postcopy_kvm_wake_all(b, page * b->page_size);
         postcopy_kvm_request_done(pages.mis);
     }
 }
@@ -182,15 +190,19 @@ static int postcopy_kvm_place_discarded(PostcopyKvmBlock *b, ram_addr_t offset)
     return ret;
 }
 
-/* Let host accesses see pages that are filled.  Returns 0, or -errno. */
+/*
+ * Let host accesses see pages that are filled: @nr host pages, from number
+ * @first on.  Returns 0, or -errno.
+ */
 static int postcopy_kvm_map(PostcopyKvmBlock *b, unsigned long first,
                             unsigned long nr)
 {
+    size_t size = b->page_size * b->per_host_page;
     int ret = 0;
 
     if (b->methods->map) {
-        ret = b->methods->map(b, pages.mis->userfault_fd, first * b->page_size,
-                              nr * b->page_size);
+        ret = b->methods->map(b, pages.mis->userfault_fd, first * size,
+                              nr * size);
         stat64_add(&pages.maps, !ret);
     }
     return ret;
@@ -216,13 +228,43 @@ static int postcopy_kvm_show(PostcopyKvmBlock *b, unsigned long first,
     return ret;
 }
 
-/* The same for one page that KVM finds by itself. */
+/* Whether all pages of a host page are filled */
+static bool postcopy_kvm_host_page_filled(PostcopyKvmBlock *b,
+                                          unsigned long host_page)
+{
+    return b->host_left ? !qatomic_load_acquire(&b->host_left[host_page])
+                        : bitmap_test_acquire(b->filled, host_page);
+}
+
+/*
+ * Let host accesses see a host page if all of it is filled and somebody wants
+ * it.  Whoever wants it looks as well, after they have said so, and whoever
+ * fills the last page of it looks after that: one of them sees both.
+ *
+ * Returns 0, or -errno
+ */
+static int postcopy_kvm_map_wanted(PostcopyKvmBlock *b, unsigned long host_page)
+{
+    int ret;
+
+    if (!bitmap_test_acquire(b->host_wanted, host_page) ||
+        !postcopy_kvm_host_page_filled(b, host_page)) {
+        return 0;
+    }
+
+    ret = postcopy_kvm_map(b, host_page, 1);
+    if (!ret) {
+        postcopy_kvm_wake_all(b, host_page * b->per_host_page * b->page_size +
+                                 POSTCOPY_KVM_HOST);
+    }
+    return ret;
+}
+
+/* The same as postcopy_kvm_show() for one page that KVM finds by itself. */
 static int postcopy_kvm_show_direct(PostcopyKvmBlock *b, unsigned long page)
 {
     postcopy_kvm_publish(b, page, 1);
-
-    return bitmap_test_acquire(b->host_wanted, page) ?
-           postcopy_kvm_map(b, page, 1) : 0;
+    return postcopy_kvm_map_wanted(b, page / b->per_host_page);
 }
 
 /* Called with b->run_lock.  Pages remain filled if it fails. */
@@ -257,6 +299,10 @@ int postcopy_kvm_show_now(PostcopyKvmBlock *b, unsigned long page)
 {
     int ret = 0;
 
+    if (b->methods->direct) {
+        return postcopy_kvm_show_direct(b, page);
+    }
+
     if (!qemu_mutex_trylock(&b->run_lock)) {
         bool in_run = page - b->run_first < b->run_pages;
 
@@ -271,8 +317,33 @@ int postcopy_kvm_show_now(PostcopyKvmBlock *b, unsigned long page)
     return postcopy_kvm_show(b, page, 1);
 }
 
+/*
+ * Host pages that nobody has wanted so far will be: KVM is about to look them up
+ * for vCPUs there.
+ */
+static void postcopy_kvm_map_rest(PostcopyKvmBlock *b)
+{
+    unsigned long nr = b->pages / b->per_host_page;
+    unsigned long first = 0, end;
+
+    while (first < nr) {
+        for (end = first; end < nr && postcopy_kvm_host_page_filled(b, end);) {
+            end++;
+        }
+        if (end > first) {
+            postcopy_kvm_map(b, first, end - first);
+        }
+        first = end + 1;
+    }
+}
+
 void postcopy_kvm_show_rest(PostcopyKvmBlock *b)
 {
+    if (b->methods->split) {
+        postcopy_kvm_map_rest(b);
+        return;
+    }
+
     QEMU_LOCK_GUARD(&b->run_lock);
     postcopy_kvm_show_run_locked(b);
 }
@@ -308,6 +379,9 @@ static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
                                    b->page_size / qemu_target_page_size());
     trace_postcopy_kvm_place(rb->idstr, offset, !from);
     set_bit_atomic(page, b->filled);
+    if (b->host_left) {
+        qatomic_dec(&b->host_left[page / b->per_host_page]);
+    }
 
     /* Pairs with smp_mb() in postcopy_kvm_want(), also for host_wanted */
     smp_mb();
@@ -325,56 +399,80 @@ static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
         return ret;
     }
 
-    postcopy_kvm_wake_all(postcopy_kvm_shard(rb, offset), rb, offset);
+    postcopy_kvm_wake_all(b, offset);
     postcopy_kvm_request_done(pages.mis);
     return ret;
 }
 
+size_t postcopy_kvm_place_size(RAMBlock *rb)
+{
+    PostcopyKvmBlock *b = qatomic_read(&rb->postcopy_kvm);
+
+    return b ? b->page_size : rb->page_size;
+}
+
 int postcopy_kvm_place_page(RAMBlock *rb, void *host, const void *from)
 {
+    /* That of pages for which userfaultfd has no zeros of its own */
+    if (from == pages.mis->postcopy_tmp_zero_page) {
+        from = NULL;
+    }
     return postcopy_kvm_place(rb->postcopy_kvm,
                               qemu_ram_block_host_offset(rb, host), from);
 }
 
-void postcopy_kvm_expect_host(PostcopyKvmBlock *b, ram_addr_t offset)
+/*
+ * Let host accesses see the host page at @offset, or have what is missing of it
+ * filled before.
+ *
+ * Returns 0, or 1 if the source could not be asked, or -errno if it is to be
+ * tried again
+ */
+static int postcopy_kvm_show_host_page(PostcopyKvmBlock *b, ram_addr_t offset)
 {
+    unsigned long first = offset / b->page_size, page;
+    bool missing = false, ask = false;
+
     if (b->methods->direct) {
-        set_bit_atomic(offset / b->page_size, b->host_wanted);
+        set_bit_atomic(first / b->per_host_page, b->host_wanted);
     }
+
+    for (page = first; page < first + b->per_host_page; page++) {
+        bool first_to_want;
+
+        if (!postcopy_kvm_want(b, page, &first_to_want)) {
+            continue;
+        }
+        if (!first_to_want || !ramblock_page_is_discarded(b->rb, offset)) {
+            missing = true;
+            ask |= first_to_want;
+        } else if (postcopy_kvm_place_discarded(b, page * b->page_size)) {
+            return -ENOMEM;
+        }
+    }
+
+    if (ask) {
+        return !!migrate_send_rp_message_req_pages(pages.mis, b->rb, offset);
+    }
+    /* Not mapped yet, or e.g. swapped out after it was */
+    return missing ? 0 : postcopy_kvm_show_now(b, first);
 }
 
 int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
                               ram_addr_t offset)
 {
-    PostcopyKvmBlock *b = rb->postcopy_kvm;
-    unsigned long page = offset / b->page_size;
-    bool ask;
-
-    postcopy_kvm_expect_host(b, offset);
+    int ret;
 
     /*
      * If there is no memory, no recovery follows, and nobody else does what is
-     * left to do.  So it is tried again.
+     * left to do.
      */
-    while (postcopy_kvm_want(b, page, &ask)) {
-        if (!ask) {
-            return 0;
-        }
-        if (!ramblock_page_is_discarded(rb, offset)) {
-            return migrate_send_rp_message_req_pages(mis, rb, offset);
-        }
-        if (!postcopy_kvm_place_discarded(b, offset) ||
-            qatomic_read(&mis->fault_thread_quit)) {
-            return 0;
-        }
-    }
-
-    /* Not mapped yet, or e.g. swapped out after it was */
-    while (postcopy_kvm_show_now(b, page) == -ENOMEM &&
+    while ((ret = postcopy_kvm_show_host_page(rb->postcopy_kvm,
+                                              offset)) == -ENOMEM &&
            !qatomic_read(&mis->fault_thread_quit)) {
         g_usleep(POSTCOPY_KVM_RETRY_US);
     }
-    return 0;
+    return MAX(ret, 0);
 }
 
 /*
@@ -384,22 +482,39 @@ int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
 static int postcopy_kvm_show_again(PostcopyKvmBlock *b)
 {
     unsigned long *shown = b->methods->direct ? b->host_wanted : b->filled;
+    unsigned long nr = b->pages / b->per_host_page;
     unsigned long page;
     int ret = 0;
 
-    for (page = bitmap_find_next_acquire(shown, b->pages, 0);
-         !ret && page < b->pages;
-         page = bitmap_find_next_acquire(shown, b->pages, page + 1)) {
-        if (!bitmap_test_acquire(b->filled, page)) {
-            continue;
-        }
+    for (page = bitmap_find_next_acquire(shown, nr, 0);
+         !ret && page < nr;
+         page = bitmap_find_next_acquire(shown, nr, page + 1)) {
         if (b->methods->direct) {
-            ret = postcopy_kvm_map(b, page, 1);
+            ret = postcopy_kvm_map_wanted(b, page);
         } else if (!bitmap_test_acquire(b->present, page)) {
             ret = postcopy_kvm_show_now(b, page);
         }
     }
     return ret;
+}
+
+/*
+ * Ask for a page that was asked for before, and for all of its host page if that
+ * is wanted.  Returns the first page that it is not for.
+ */
+static unsigned long postcopy_kvm_ask_again(PostcopyKvmBlock *b,
+                                            unsigned long page)
+{
+    unsigned long nr = b->per_host_page;
+
+    if (nr > 1 && bitmap_test_acquire(b->host_wanted, page / nr)) {
+        page = ROUND_DOWN(page, nr);
+        migrate_send_rp_message_req_pages(pages.mis, b->rb,
+                                          page * b->page_size);
+        return page + nr;
+    }
+    migrate_send_rp_message_req_part(pages.mis, b->rb, page * b->page_size);
+    return page + 1;
 }
 
 int postcopy_kvm_resume(MigrationIncomingState *mis)
@@ -417,8 +532,7 @@ int postcopy_kvm_resume(MigrationIncomingState *mis)
         }
         while ((page = bitmap_find_next_acquire(b->requested, b->pages,
                                                 page)) < b->pages) {
-            migrate_send_rp_message_req_pages(mis, rb, page * b->page_size);
-            page++;
+            page = postcopy_kvm_ask_again(b, page);
         }
         if (!ret) {
             ret = postcopy_kvm_show_again(b);
@@ -462,12 +576,12 @@ void postcopy_kvm_missing_range(PostcopyKvmBlock *b, uint64_t first,
     }
 }
 
-static void postcopy_kvm_queue(PostcopyKvmWaiter *w, RAMBlock *rb,
+static void postcopy_kvm_queue(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
                                ram_addr_t offset)
 {
-    PostcopyKvmShard *shard = postcopy_kvm_shard(rb, offset);
+    PostcopyKvmShard *shard = postcopy_kvm_shard(b, offset);
 
-    w->rb = rb;
+    w->rb = b->rb;
     w->offset = offset;
     w->shard = shard;
     qatomic_set(&w->ready, false);
@@ -493,7 +607,7 @@ bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
     RAMBlock *rb = b->rb;
 
     /* First, as whoever sees that the page arrives looks for waiters once. */
-    postcopy_kvm_queue(w, rb, offset);
+    postcopy_kvm_queue(w, b, offset);
 
     if (!postcopy_kvm_want(b, offset / b->page_size, asked)) {
         return false;
@@ -505,9 +619,17 @@ bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
         postcopy_kvm_place_discarded(b, offset);
     } else {
         /* If it can't be sent, it will be after the recovery. */
-        migrate_send_rp_message_req_pages(pages.mis, rb, offset);
+        migrate_send_rp_message_req_part(pages.mis, rb, offset);
     }
     return true;
+}
+
+bool postcopy_kvm_wait_for_host(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
+                                ram_addr_t offset)
+{
+    offset = ROUND_DOWN(offset, b->page_size * b->per_host_page);
+    postcopy_kvm_queue(w, b, offset + POSTCOPY_KVM_HOST);
+    return postcopy_kvm_show_host_page(b, offset) >= 0;
 }
 
 void postcopy_kvm_release_waiters(void)

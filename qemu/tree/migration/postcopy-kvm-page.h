@@ -64,11 +64,19 @@ void postcopy_kvm_missing_range(PostcopyKvmBlock *b, uint64_t first,
 bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
                            ram_addr_t offset, bool *asked);
 
-/*
- * The page at @offset, in bytes, will be needed by others than vCPUs in the
- * guest.  Comes before asking for it.
+/**
+ * postcopy_kvm_wait_for_host: let @w wait until host accesses see a page
+ *
+ * @b: its methods are direct
+ * @offset: of the page, in bytes
+ *
+ * Asks the source for what is missing of the RAMBlock's page.
+ *
+ * Returns: false if @w, which is in the list nevertheless, may never be woken:
+ *          there is no memory for the page
  */
-void postcopy_kvm_expect_host(PostcopyKvmBlock *b, ram_addr_t offset);
+bool postcopy_kvm_wait_for_host(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
+                                ram_addr_t offset);
 
 /* Let @w wait no more.  Returns false if it was woken before. */
 bool postcopy_kvm_unqueue(PostcopyKvmWaiter *w);

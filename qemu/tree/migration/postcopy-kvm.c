@@ -133,6 +133,18 @@ static void postcopy_kvm_op_missing(RAMBlock *rb, ram_addr_t offset,
                                bitmap);
 }
 
+static void *postcopy_kvm_op_vcpu_ram(RAMBlock *rb, ram_addr_t offset)
+{
+    PostcopyKvmBlock *b = rb->postcopy_kvm;
+
+    return b->methods->split ? b->alias + offset : NULL;
+}
+
+static void postcopy_kvm_op_keep_vcpu_ram(RAMBlock *rb)
+{
+    rb->postcopy_kvm->keep_alias = true;
+}
+
 static void postcopy_kvm_wake_vcpu(PostcopyKvmWaiter *w)
 {
     qemu_event_set(&container_of(w, PostcopyKvmVcpu, waiter)->event);
@@ -152,7 +164,7 @@ static void postcopy_kvm_resolved(PostcopyKvmVcpu *v, PostcopyKvmBlock *b,
         }
         qatomic_set(&v->mapped, v->mapped + 1);
     } else {
-        kvm_userfault_publish(rb, offset, rb->page_size);
+        kvm_userfault_publish(rb, offset, b ? b->page_size : rb->page_size);
         qatomic_set(&v->resolved, v->resolved + 1);
     }
     if (v->since) {
@@ -168,7 +180,7 @@ static bool postcopy_kvm_op_fault(CPUState *cpu, RAMBlock *rb,
     bool asked;
 
     qatomic_set(&v->exits, v->exits + 1);
-    offset = ROUND_DOWN(offset, rb->page_size);
+    offset = ROUND_DOWN(offset, b ? b->page_size : rb->page_size);
     if (v->waiter.rb != rb || v->waiter.offset != offset) {
         /* If it was interrupted, it has moved on to another page. */
         v->since = 0;
@@ -276,6 +288,8 @@ static void postcopy_kvm_op_kick(CPUState *cpu)
 
 static const KVMUserfaultOps postcopy_kvm_ops = {
     .owns = postcopy_kvm_op_owns,
+    .vcpu_ram = postcopy_kvm_op_vcpu_ram,
+    .keep_vcpu_ram = postcopy_kvm_op_keep_vcpu_ram,
     .missing = postcopy_kvm_op_missing,
     .fault = postcopy_kvm_op_fault,
     .wait = postcopy_kvm_op_wait,
@@ -523,15 +537,11 @@ static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
     PostcopyKvmBlock *b = rb->postcopy_kvm;
     PostcopyKvmRun *r = opaque;
     PostcopyKvmWaiter *w = &r->waiters[r->nr];
-    bool asked;
+    bool asked, waits;
 
     offset = ROUND_DOWN(offset, rb->page_size);
-    postcopy_kvm_expect_host(b, offset);
-    if (!postcopy_kvm_missing(b, offset)) {
-        if (b->methods->direct) {
-            /* vCPUs can have it, KVM itself can't yet. */
-            postcopy_kvm_show_now(b, offset / b->page_size);
-        }
+    if (offset >= rb->postcopy_length ||
+        (!b->methods->direct && !postcopy_kvm_missing(b, offset))) {
         return;
     }
 
@@ -539,11 +549,17 @@ static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
     w->opaque = r;
     r->nr++;
     qatomic_inc(&r->left);
-    if (!postcopy_kvm_wait_for(w, b, offset, &asked)) {
-        postcopy_kvm_show_now(b, offset / b->page_size);
-        if (postcopy_kvm_unqueue(w)) {
-            postcopy_kvm_run_unref(r);
+    if (b->methods->direct) {
+        /* Even if vCPUs can have the page, KVM itself may not yet. */
+        waits = postcopy_kvm_wait_for_host(w, b, offset);
+    } else {
+        waits = postcopy_kvm_wait_for(w, b, offset, &asked);
+        if (!waits) {
+            postcopy_kvm_show_now(b, offset / b->page_size);
         }
+    }
+    if (!waits && postcopy_kvm_unqueue(w)) {
+        postcopy_kvm_run_unref(r);
     }
 }
 

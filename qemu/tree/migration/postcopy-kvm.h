@@ -84,10 +84,17 @@ static inline bool postcopy_kvm_owns(RAMBlock *rb)
 /* The mode to register @rb with, beside UFFDIO_REGISTER_MODE_MISSING. */
 uint64_t postcopy_kvm_uffd_mode(RAMBlock *rb);
 
+/*
+ * The size of pages that are placed in @rb, in bytes: those of the RAMBlock, or
+ * smaller ones, in any order, that it is made of.
+ */
+size_t postcopy_kvm_place_size(RAMBlock *rb);
+
 /**
- * postcopy_kvm_place_page: put a host page in place, and let waiters go on
+ * postcopy_kvm_place_page: put a page in place, and let waiters go on
  *
- * @host: where the page is in QEMU's address space
+ * @host: where the page, of postcopy_kvm_place_size(), is in QEMU's address
+ *        space
  * @from: its contents, or NULL for zeros
  *
  * A page that is in place already is left alone, as the guest may have

@@ -87,6 +87,12 @@ bool kvm_userfault_supported(bool *available, Error **errp)
     return true;
 }
 
+bool kvm_userfault_can_look_elsewhere(void)
+{
+    return kvm_enabled() &&
+           kvm_vm_check_extension(kvm_state, KVM_CAP_USERFAULT_ADDR) > 0;
+}
+
 bool kvm_userfault_required(void)
 {
     return userfault_wanted == ON_OFF_AUTO_ON;
@@ -189,6 +195,10 @@ void kvm_userfault_slot_init(KVMSlot *slot)
 
     slot->userfault_bitmap = kvm_userfault_bitmap_new(slot);
     slot->flags |= KVM_MEM_USERFAULT;
+    slot->userfault_ram = userfault_ops->vcpu_ram(rb, offset);
+    if (slot->userfault_ram) {
+        slot->flags |= KVM_MEM_USERFAULT_ADDR;
+    }
     kvm_userfault_update_map();
     kvm_userfault_clear_present(slot, rb);
     trace_kvm_userfault_slot(slot->as_id, slot->slot, slot->start_addr,
@@ -204,6 +214,7 @@ void kvm_userfault_slot_fini(KVMSlot *slot)
     }
 
     slot->userfault_bitmap = NULL;
+    slot->userfault_ram = NULL;
     kvm_userfault_update_map();
     g_free_rcu(bitmap, rcu);
     trace_kvm_userfault_slot(slot->as_id, slot->slot, slot->start_addr,
@@ -222,32 +233,50 @@ static int kvm_userfault_start_slot(KVMMemoryListener *kml, KVMSlot *slot,
 
     ret = kvm_set_user_memory_region(kml, slot, false);
     if (ret) {
-        slot->flags &= ~KVM_MEM_USERFAULT;
+        slot->flags &= ~KVM_USERFAULT_SLOT_FLAGS;
         kvm_userfault_slot_fini(slot);
     }
     return ret;
 }
 
+/*
+ * The flag can't be turned off, for want of memory.  KVM goes on to use the
+ * bitmap, with no bit set, and to look up pages where it did.
+ */
+static void kvm_userfault_keep_slot(KVMSlot *slot)
+{
+    size_t longs = BITS_TO_LONGS(kvm_userfault_slot_pages(slot));
+    ram_addr_t offset;
+    RAMBlock *rb;
+    size_t i;
+
+    for (i = 0; i < longs; i++) {
+        qatomic_and(&slot->userfault_bitmap->bits[i], 0);
+    }
+
+    RCU_READ_LOCK_GUARD();
+    rb = qemu_ram_block_from_host(slot->ram, false, &offset);
+    if (rb && slot->userfault_ram) {
+        userfault_ops->keep_vcpu_ram(rb);
+    }
+}
+
 static int kvm_userfault_stop_slot(KVMMemoryListener *kml, KVMSlot *slot,
                                    void *opaque)
 {
+    int flags = slot->flags;
+
     if (!slot->userfault_bitmap) {
         return 0;
     }
 
-    slot->flags &= ~KVM_MEM_USERFAULT;
+    slot->flags &= ~KVM_USERFAULT_SLOT_FLAGS;
     if (kvm_set_user_memory_region(kml, slot, false)) {
-        /* Out of memory.  KVM goes on to use the bitmap, with no bit set. */
-        size_t longs = BITS_TO_LONGS(kvm_userfault_slot_pages(slot));
-        size_t i;
-
-        for (i = 0; i < longs; i++) {
-            qatomic_and(&slot->userfault_bitmap->bits[i], 0);
-        }
-        slot->flags |= KVM_MEM_USERFAULT;
-        return 0;
+        slot->flags = flags;
+        kvm_userfault_keep_slot(slot);
+    } else {
+        kvm_userfault_slot_fini(slot);
     }
-    kvm_userfault_slot_fini(slot);
     return 0;
 }
 

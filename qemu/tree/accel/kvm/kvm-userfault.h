@@ -11,6 +11,9 @@
 #include "system/kvm-userfault.h"
 #include "qemu/rcu.h"
 
+/* The flags of a slot that are this file's */
+#define KVM_USERFAULT_SLOT_FLAGS (KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ADDR)
+
 /* A slot's bitmap.  Read by KVM until the slot's flag is off. */
 struct KVMUserfaultBitmap {
     struct rcu_head rcu;

@@ -13,6 +13,11 @@ bool kvm_userfault_supported(bool *available, Error **errp)
     return true;
 }
 
+bool kvm_userfault_can_look_elsewhere(void)
+{
+    return false;
+}
+
 bool kvm_userfault_required(void)
 {
     return false;

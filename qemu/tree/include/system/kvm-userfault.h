@@ -29,6 +29,17 @@ typedef struct KVMUserfaultOps {
     bool (*owns)(RAMBlock *rb);
 
     /*
+     * Where KVM has to look up the page of @rb at @offset, and those that come
+     * after it, for vCPUs: another mapping of the same memory; or NULL if they
+     * are to go through the RAMBlock's own, as everybody else does.  Called
+     * as @owns, if that is true.  It must remain until kvm_userfault_stop().
+     */
+    void *(*vcpu_ram)(RAMBlock *rb, ram_addr_t offset);
+
+    /* Unlike what was said, @vcpu_ram has to remain.  Called with the BQL. */
+    void (*keep_vcpu_ram)(RAMBlock *rb);
+
+    /*
      * Set in @bitmap, which has @npages bits, the bits of the pages from
      * @offset on that are not in place, and clear the others.  Called with
      * the BQL.  A page that is in place remains so.
@@ -66,6 +77,9 @@ typedef struct KVMUserfaultOps {
  * Returns: false if @errp was set
  */
 bool kvm_userfault_supported(bool *available, Error **errp);
+
+/* Whether KVMUserfaultOps.vcpu_ram may return something */
+bool kvm_userfault_can_look_elsewhere(void);
 
 /* Whether to do without KVM Userfault is an error: -accel kvm,userfault=on */
 bool kvm_userfault_required(void);

@@ -4,7 +4,8 @@
  * Threads in the place of vCPUs, of the fault thread, and of the one that reads
  * the stream want and place the same pages at the same time.  Whatever the
  * order, everybody who waits has to be woken, a page is filled and asked for
- * once, and is not published before it is filled.
+ * once, and is not published before it is filled.  A huge page is mapped when
+ * all of it is.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -24,6 +25,8 @@
 
 #define PAGE_SIZE 4096
 #define PAGES 256
+/* Of a huge page */
+#define SPLIT 8
 #define VCPUS 3
 #define ROUNDS 1000
 
@@ -45,9 +48,10 @@ static int asks[PAGES];
 static int maps[PAGES];
 static bool published[PAGES];
 
-/* Pages that were asked for, in that order, and how many there are */
+/* Pages that the source sends, in that order, and how many there are */
 static int queue[PAGES];
 static int queued;
+static unsigned long sent[BITS_TO_LONGS(PAGES)];
 
 /* The thread that reads the stream, where mapping may fail */
 static __thread unsigned int *stream_seed;
@@ -67,6 +71,15 @@ const TargetPageBits target_page = {
 
 RAMList ram_list;
 
+static void send_pages(unsigned long page, unsigned long end)
+{
+    for (; page < end; page++) {
+        if (!bitmap_test_and_set_one_atomic(sent, page)) {
+            qatomic_set(&queue[qatomic_fetch_inc(&queued)], page + 1);
+        }
+    }
+}
+
 int migrate_send_rp_message_req_pages(MigrationIncomingState *m, RAMBlock *rb,
                                       ram_addr_t start)
 {
@@ -77,7 +90,23 @@ int migrate_send_rp_message_req_pages(MigrationIncomingState *m, RAMBlock *rb,
         return 0;
     }
     qatomic_inc(&asks[page]);
-    qatomic_set(&queue[qatomic_fetch_inc(&queued)], page + 1);
+    send_pages(page, ROUND_UP(page + 1, rb->page_size / PAGE_SIZE));
+    return 0;
+}
+
+/* Some sources go on to the end of the huge page. */
+int migrate_send_rp_message_req_part(MigrationIncomingState *m, RAMBlock *rb,
+                                     ram_addr_t start)
+{
+    unsigned long page = start / PAGE_SIZE;
+
+    if (round_nr % 2) {
+        return migrate_send_rp_message_req_pages(m, rb, start);
+    }
+    if (!resuming) {
+        qatomic_inc(&asks[page]);
+        send_pages(page, page + 1);
+    }
     return 0;
 }
 
@@ -108,7 +137,7 @@ void kvm_userfault_publish(RAMBlock *rb, ram_addr_t offset, size_t len)
     }
 }
 
-/* Methods of three types of memory */
+/* Methods of some types of memory */
 
 static int fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
                 const void *from)
@@ -141,6 +170,8 @@ static const PostcopyKvmMethods all_methods[] = {
     { "mapped in ranges", .fill = fill, .fill_zero = fill_zero, .map = map },
     { "taken from the file", .fill = fill, .fill_zero = fill_zero, .map = map,
       .direct = true },
+    { "parts of huge pages", .fill = fill, .fill_zero = fill_zero, .map = map,
+      .direct = true, .split = true },
 };
 
 static void wake_vcpu(PostcopyKvmWaiter *w)
@@ -213,8 +244,10 @@ static void host_need(unsigned long page, bool often)
     while (!(block.methods->map ? qatomic_read(&maps[page]) > 0
                                 : qatomic_read(&published[page]))) {
         if (!told || often) {
-            g_assert_cmpint(postcopy_kvm_request_page(&mis, &ram,
-                                                      page * PAGE_SIZE), ==, 0);
+            ram_addr_t offset = ROUND_DOWN(page * PAGE_SIZE, ram.page_size);
+
+            g_assert_cmpint(postcopy_kvm_request_page(&mis, &ram, offset),
+                            ==, 0);
             told = true;
         }
         if (g_get_monotonic_time() > end) {
@@ -225,18 +258,38 @@ static void host_need(unsigned long page, bool often)
     }
 }
 
+/* The start of the guest waits for a page that KVM itself needs. */
+static void start_need(Vcpu *v, unsigned long page)
+{
+    g_assert_true(postcopy_kvm_wait_for_host(&v->waiter, &block,
+                                             page * PAGE_SIZE));
+    if (qemu_sem_timedwait(&v->woken, LOST_MS)) {
+        g_error("nobody has told that page %lu is mapped: %d of its huge page"
+                " left", page, block.host_left ? block.host_left[page / SPLIT]
+                                               : 0);
+    }
+    g_assert_cmpint(qatomic_read(&maps[page]), >, 0);
+}
+
 static void *fault_thread(void *opaque)
 {
+    Vcpu v = { .waiter.wake = wake_vcpu };
     int nr, i;
 
     rcu_register_thread();
+    qemu_sem_init(&v.woken, 0);
     for (nr = 1; nr <= ROUNDS; nr++) {
         begin(nr);
         for (i = 0; i < PAGES; i++) {
-            host_need(i, i % 2);
+            if (block.methods->direct && i % 3 == 0) {
+                start_need(&v, i);
+            } else {
+                host_need(i, i % 2);
+            }
         }
         qatomic_dec(&at_work);
     }
+    qemu_sem_destroy(&v.woken);
     rcu_unregister_thread();
     return NULL;
 }
@@ -281,9 +334,20 @@ static void place_pages(unsigned int *seed)
     }
 }
 
+static uint32_t host_left[PAGES / SPLIT];
+
 static void reset(const PostcopyKvmMethods *methods)
 {
+    int i;
+
     block.methods = methods;
+    block.per_host_page = methods->split ? SPLIT : 1;
+    ram.page_size = block.per_host_page * PAGE_SIZE;
+    block.host_left = methods->split ? host_left : NULL;
+    for (i = 0; i < PAGES / SPLIT; i++) {
+        host_left[i] = SPLIT;
+    }
+    bitmap_zero(sent, PAGES);
     bitmap_zero(block.claimed, PAGES);
     bitmap_zero(block.requested, PAGES);
     bitmap_zero(block.filled, PAGES);
@@ -304,8 +368,10 @@ static void check_round(void)
 
     for (page = 0; page < PAGES; page++) {
         g_assert_cmpint(fills[page], ==, 1);
-        g_assert_cmpint(asks[page], <=, 1);
-        g_assert_cmpint(asks[page], >=, page % 2 == 0);
+        if (!block.methods->split) {
+            g_assert_cmpint(asks[page], <=, 1);
+            g_assert_cmpint(asks[page], >=, page % 2 == 0);
+        }
         g_assert_true(published[page]);
         /* Somebody waits for it in userfaultfd. */
         if (block.methods->map) {
@@ -405,6 +471,7 @@ static void test_removed(void)
     RAMBlock other_ram = { .page_size = PAGE_SIZE };
     PostcopyKvmBlock other = {
         .rb = &other_ram, .page_size = PAGE_SIZE, .pages = PAGES,
+        .per_host_page = 1,
         .requested = requested, .filled = empty, .present = empty,
         .claimed = empty,
     };
@@ -441,7 +508,6 @@ int main(int argc, char **argv)
     qemu_cond_init(&mis.page_request_cond);
     qemu_mutex_init(&block.run_lock);
     ram.host = g_malloc(PAGES * PAGE_SIZE);
-    ram.page_size = PAGE_SIZE;
     ram.postcopy_kvm = &block;
     QLIST_INSERT_HEAD_RCU(&ram_list.blocks, &ram, next);
     block.rb = &ram;

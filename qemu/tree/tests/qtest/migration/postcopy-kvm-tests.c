@@ -24,7 +24,7 @@
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
 
-static bool kvm_userfault_supported(void)
+static bool kvm_has(int capability)
 {
     int kvm = open("/dev/kvm", O_RDONLY);
     int ret;
@@ -32,7 +32,7 @@ static bool kvm_userfault_supported(void)
     if (kvm < 0) {
         return false;
     }
-    ret = ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_USERFAULT);
+    ret = ioctl(kvm, KVM_CHECK_EXTENSION, capability);
     close(kvm);
     return ret > 0;
 }
@@ -111,6 +111,17 @@ static void assert_used(QTestState *from, QTestState *to, void *opaque)
     g_assert_true(qlist_empty(qdict_get_qlist(kvm, "fallback")));
     g_assert_nonnull(strstr(text, "KVM Userfault: \t\ton"));
     assert_blocktime(to, kvm);
+}
+
+/* As assert_used(), and huge pages of 2 MiB have come 4 KiB at a time. */
+static void assert_used_parts(QTestState *from, QTestState *to, void *opaque)
+{
+    g_autoptr(QDict) kvm = query_kvm_userfault(to);
+
+    assert_used(from, to, opaque);
+    if (kvm_has(KVM_CAP_USERFAULT_ADDR)) {
+        g_assert_cmpint(qdict_get_int(kvm, "pages"), >, 10000);
+    }
 }
 
 /* userfaultfd has trapped all accesses. */
@@ -650,7 +661,8 @@ static void run_kvm_test(const KvmTest *test)
 
     args.start.mem_type = test->mem_type;
     args.start.kvm_userfault = args.start.kvm_userfault ?: "on";
-    args.end_hook = args.end_hook ?: assert_used;
+    args.end_hook = args.end_hook ?: test->mem_type == MEM_TYPE_HUGETLB ?
+                    assert_used_parts : assert_used;
     args.start.caps[MIGRATION_CAPABILITY_POSTCOPY_PREEMPT] = test->preempt;
     if (test->cap) {
         args.start.caps[test->cap] = true;
@@ -804,7 +816,7 @@ void migration_test_add_postcopy_kvm(MigrationTestEnv *env)
 
     migration_test_add(KVM_TESTS "off", test_postcopy_kvm_off);
 
-    if (!kvm_userfault_supported()) {
+    if (!kvm_has(KVM_CAP_USERFAULT)) {
         return;
     }
 
