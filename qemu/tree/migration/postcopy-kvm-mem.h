@@ -31,9 +31,10 @@ typedef struct PostcopyKvmBlock PostcopyKvmBlock;
  *   split      no                 no                         no
  *   finish     -                  unmap                      -
  *
- * If KVM can look up vCPUs' pages elsewhere (KVM_MEM_USERFAULT_ADDR), it does so
- * in the second mapping of hugetlb, which is direct and split then: a vCPU has
- * 4 KiB as soon as they are there, and others the huge page when all of it is.
+ * If KVM can look up vCPUs' pages elsewhere (KVM_MEM_USERFAULT_ADDR), it does
+ * so in the second mapping of hugetlb, which is direct and split then: a vCPU
+ * has 4 KiB as soon as they are there, and others the huge page when all of it
+ * is.
  */
 typedef struct PostcopyKvmMethods {
     const char *name;

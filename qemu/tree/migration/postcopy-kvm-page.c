@@ -318,8 +318,8 @@ int postcopy_kvm_show_now(PostcopyKvmBlock *b, unsigned long page)
 }
 
 /*
- * Host pages that nobody has wanted so far will be: KVM is about to look them up
- * for vCPUs there.
+ * Host pages that nobody has wanted so far will be: KVM is about to look them
+ * up for vCPUs there.
  */
 static void postcopy_kvm_map_rest(PostcopyKvmBlock *b)
 {
@@ -499,8 +499,8 @@ static int postcopy_kvm_show_again(PostcopyKvmBlock *b)
 }
 
 /*
- * Ask for a page that was asked for before, and for all of its host page if that
- * is wanted.  Returns the first page that it is not for.
+ * Ask for a page that was asked for before, and for all of its host page if
+ * that is wanted.  Returns the first page that it is not for.
  */
 static unsigned long postcopy_kvm_ask_again(PostcopyKvmBlock *b,
                                             unsigned long page)
