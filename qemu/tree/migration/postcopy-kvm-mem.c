@@ -183,7 +183,7 @@ static int file_populate(PostcopyKvmBlock *b, ram_addr_t offset)
                      page * size, strerror(errno));
         return ret;
     }
-    bitmap_set_atomic(b->populated, page, nr);
+    bitmap_set_range_atomic(b->populated, page, nr);
     return 0;
 }
 

@@ -178,6 +178,26 @@ static inline unsigned long bitmap_word_acquire(const unsigned long *map,
     return word;
 }
 
+/*
+ * Set @nr bits of @map, from @first on.  Unlike bitmap_set_atomic(), which does
+ * so to whole words with plain stores, for bits that others read meanwhile.
+ */
+static inline void bitmap_set_range_atomic(unsigned long *map,
+                                           unsigned long first,
+                                           unsigned long nr)
+{
+    unsigned long end = first + nr;
+
+    while (first < end) {
+        unsigned long next = MIN(ROUND_UP(first + 1, BITS_PER_LONG), end);
+        unsigned long mask = BITMAP_FIRST_WORD_MASK(first) &
+                             BITMAP_LAST_WORD_MASK(next);
+
+        qatomic_or(&map[BIT_WORD(first)], mask);
+        first = next;
+    }
+}
+
 /* Set bit @nr of @map.  Returns whether it was set before.  A full barrier. */
 static inline bool bitmap_test_and_set_one_atomic(unsigned long *map, long nr)
 {

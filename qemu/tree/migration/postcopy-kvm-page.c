@@ -212,7 +212,7 @@ static int postcopy_kvm_map(PostcopyKvmBlock *b, unsigned long first,
 static void postcopy_kvm_publish(PostcopyKvmBlock *b, unsigned long first,
                                  unsigned long nr)
 {
-    bitmap_set_atomic(b->present, first, nr);
+    bitmap_set_range_atomic(b->present, first, nr);
     kvm_userfault_publish(b->rb, first * b->page_size, nr * b->page_size);
 }
 
