@@ -9,7 +9,13 @@
 
 #include <linux/userfaultfd.h>
 
+#ifdef __x86_64__
+#include <asm/kvm_para.h>
+#include <asm/pvclock-abi.h>
+#endif
+
 #include "kvm_userfault_util.h"
+#include "processor.h"
 
 #include "kvm_test_harness.h"
 
@@ -156,6 +162,23 @@ TEST_F(addr, slot_goes_before_the_mapping)
 	userfault_off(slot);
 	guest_read_filled(self->vcpu, slot, 0);
 }
+
+#ifdef __x86_64__
+TEST_F(addr, kvm_itself_does_not_go_there)
+{
+	struct userfault_slot *slot = &self->slot;
+	struct pvclock_vcpu_time_info *time = others_page(slot, 2);
+
+	memset(time, 0, sizeof(*time));
+	replace_page(slot, 2, 0);
+	userfault_on(slot);
+	vcpu_set_msr(self->vcpu, MSR_KVM_SYSTEM_TIME_NEW,
+		     userfault_gpa(slot, 2) | KVM_MSR_ENABLED);
+	guest_access(self->vcpu, slot, GUEST_SWEEP, 0, 0);
+	TEST_ASSERT(time->version, "The clock should be where everybody but the vCPU looks");
+	TEST_ASSERT_EQ(*userfault_page(slot, 2), 0);
+}
+#endif
 
 TEST_F(addr, dirty_pages_are_logged)
 {
