@@ -53,11 +53,12 @@ MEMORY = {
                           f'{_GUEST_MEMFD},host-nodes=0,policy=bind'],
     'mixed': [_MEMFD, _ANONYMOUS],
     'pluggable': [_MEMFD, _MEMFD, _ANONYMOUS],
+    'pluggable-hugetlb': [_HUGETLB] * 3,
 }
 # The machine itself has half of the RAM, a DIMM and a virtio-mem device, which
 # could have twice as much, a quarter each. The guest brings such memory into use
 # by 128 MiB, and takes it before its own.
-PLUGGABLE = 'pluggable'
+PLUGGABLE = ('pluggable', 'pluggable-hugetlb')
 PLUGGABLE_MIB = 512
 
 # Who serves the queues of the guest's NIC: nobody, QEMU, or the host's kernel.
@@ -77,6 +78,9 @@ def huge_pages(scenario):
     if not sizes:
         return ''
     size = int(sizes[0])
+    if scenario.memory in PLUGGABLE:
+        # Also for what the virtio-mem device could have
+        return f'hugepagesz={size}M hugepages={scenario.memory_mib * 5 // 4 // size + 8}'
     if scenario.memory_mib % (size * len(backends)):
         raise RigError(f'{scenario.memory_mib} MiB: {scenario.memory} memory comes in '
                        f'multiples of {size * len(backends)} MiB')
@@ -88,7 +92,7 @@ def huge_pages(scenario):
 def memory_arguments(scenario):
     """-object, -m and what makes the backends the guest's memory."""
     backends = MEMORY[scenario.memory]
-    if scenario.memory == PLUGGABLE:
+    if scenario.memory in PLUGGABLE:
         return pluggable_arguments(scenario, backends)
     size = scenario.memory_mib // len(backends)
     words = ['-m', f'{scenario.memory_mib}M']

@@ -605,6 +605,7 @@ bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
                            ram_addr_t offset, bool *asked)
 {
     RAMBlock *rb = b->rb;
+    ram_addr_t host_page = ROUND_DOWN(offset, rb->page_size);
 
     /* First, as whoever sees that the page arrives looks for waiters once. */
     postcopy_kvm_queue(w, b, offset);
@@ -615,7 +616,8 @@ bool postcopy_kvm_wait_for(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
     if (!*asked) {
         return true;
     }
-    if (ramblock_page_is_discarded(rb, offset)) {
+    /* What is discarded, and what is not, is so by whole host pages. */
+    if (ramblock_page_is_discarded(rb, host_page)) {
         postcopy_kvm_place_discarded(b, offset);
     } else {
         /* If it can't be sent, it will be after the recovery. */

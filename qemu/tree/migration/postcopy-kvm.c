@@ -467,6 +467,8 @@ static int postcopy_kvm_start_failed(Error *err, Error **errp)
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
         required |= postcopy_kvm_block_needed(rb);
+        /* KVM has not let go of what userfaultfd does not watch. */
+        required |= postcopy_kvm_owns(rb) && rb->postcopy_kvm->keep_alias;
     }
     if (required) {
         error_propagate(errp, err);

@@ -33,13 +33,16 @@ struct kvm_memslots;
 int kvm_userfault_check_addr(const struct kvm_userspace_memory_region2 *mem,
 			     const struct kvm_memory_slot *old);
 
-/*
- * Let @new, not yet visible to anybody, use the address that @mem names.  @old
- * is the slot whose flags change, NULL if there is none.
- */
+/* Let @new, not yet visible to anybody, use the address that @mem names. */
 void kvm_userfault_init_addr(struct kvm_memory_slot *new,
-			     const struct kvm_userspace_memory_region2 *mem,
-			     const struct kvm_memory_slot *old);
+			     const struct kvm_userspace_memory_region2 *mem);
+
+/*
+ * Make @busy, a copy of the slot that @new is to replace, one that vCPUs can't
+ * have pages of, and that the MMU notifier finds by whatever address the two have.
+ */
+void kvm_userfault_init_busy(struct kvm_memory_slot *busy,
+			     const struct kvm_memory_slot *new);
 
 /*
  * Add @slot to, or remove it from, those of @slots, which are inactive, that
@@ -68,8 +71,12 @@ kvm_userfault_check_addr(const struct kvm_userspace_memory_region2 *mem,
 
 static inline void
 kvm_userfault_init_addr(struct kvm_memory_slot *new,
-			const struct kvm_userspace_memory_region2 *mem,
-			const struct kvm_memory_slot *old)
+			const struct kvm_userspace_memory_region2 *mem)
+{
+}
+
+static inline void kvm_userfault_init_busy(struct kvm_memory_slot *busy,
+					   const struct kvm_memory_slot *new)
 {
 }
 

@@ -36,14 +36,23 @@ int kvm_userfault_check_addr(const struct kvm_userspace_memory_region2 *mem,
 }
 
 void kvm_userfault_init_addr(struct kvm_memory_slot *new,
-			     const struct kvm_userspace_memory_region2 *mem,
-			     const struct kvm_memory_slot *old)
+			     const struct kvm_userspace_memory_region2 *mem)
 {
-	/* What is mapped from there is unmapped only after @new is in place. */
 	if (new->flags & KVM_MEM_USERFAULT_ADDR)
 		new->userfault_addr = mem->userfault_addr;
-	else if (old)
-		new->userfault_addr = old->userfault_addr;
+}
+
+void kvm_userfault_init_busy(struct kvm_memory_slot *busy,
+			     const struct kvm_memory_slot *new)
+{
+	/* Of @busy and @new, one has them. */
+	if (new->flags & KVM_MEM_USERFAULT_ADDR) {
+		busy->userfault_bitmap = new->userfault_bitmap;
+		busy->userfault_addr = new->userfault_addr;
+	}
+
+	busy->flags |= KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ADDR |
+		       KVM_MEMSLOT_USERFAULT_BUSY;
 }
 
 void kvm_userfault_insert_addr(struct kvm_memslots *slots,
@@ -75,4 +84,3 @@ unsigned long kvm_userfault_hva(const struct kvm_memory_slot *slot,
 
 	return hva - slot->userspace_addr + slot->userfault_addr;
 }
-EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_userfault_hva);

@@ -56,6 +56,8 @@ static unsigned long sent[BITS_TO_LONGS(PAGES)];
 /* The thread that reads the stream, where mapping may fail */
 static __thread unsigned int *stream_seed;
 static __thread bool resuming;
+/* What is asked for when it resumes: offsets, with one more for parts */
+static GArray *asked_again;
 
 /* In each round, all begin at once. */
 static int round_nr;
@@ -70,6 +72,13 @@ const TargetPageBits target_page = {
 };
 
 RAMList ram_list;
+
+static void note_asked_again(ram_addr_t offset)
+{
+    if (asked_again) {
+        g_array_append_val(asked_again, offset);
+    }
+}
 
 static void send_pages(unsigned long page, unsigned long end)
 {
@@ -87,6 +96,7 @@ int migrate_send_rp_message_req_pages(MigrationIncomingState *m, RAMBlock *rb,
 
     /* It is still in the queue here. */
     if (resuming) {
+        note_asked_again(start);
         return 0;
     }
     qatomic_inc(&asks[page]);
@@ -100,18 +110,22 @@ int migrate_send_rp_message_req_part(MigrationIncomingState *m, RAMBlock *rb,
 {
     unsigned long page = start / PAGE_SIZE;
 
+    if (resuming) {
+        note_asked_again(start + 1);
+        return 0;
+    }
     if (round_nr % 2) {
         return migrate_send_rp_message_req_pages(m, rb, start);
     }
-    if (!resuming) {
-        qatomic_inc(&asks[page]);
-        send_pages(page, page + 1);
-    }
+    qatomic_inc(&asks[page]);
+    send_pages(page, page + 1);
     return 0;
 }
 
 bool ramblock_page_is_discarded(RAMBlock *rb, ram_addr_t start)
 {
+    /* It looks at as much as a page of the RAMBlock. */
+    g_assert_true(QEMU_IS_ALIGNED(start, rb->page_size));
     return false;
 }
 
@@ -498,6 +512,67 @@ static void test_removed(void)
     mis.page_requested_count = 0;
 }
 
+/* In the end, whoever has not wanted a page before sees it, if it is whole. */
+static void test_rest(void)
+{
+    unsigned long page;
+
+    reset(&all_methods[3]);
+    for (page = 0; page < PAGES; page++) {
+        /* One page of the second huge page does not come. */
+        if (page != SPLIT + 3) {
+            postcopy_kvm_place_page(&ram, ram.host + page * PAGE_SIZE, NULL);
+        }
+        g_assert_cmpint(maps[page], ==, 0);
+    }
+    postcopy_kvm_show_rest(&block);
+    for (page = 0; page < PAGES; page++) {
+        g_assert_cmpint(maps[page], ==, page / SPLIT != 1);
+    }
+}
+
+/* Requests may have been lost: what is still needed is asked for again, once. */
+static void test_ask_again(void)
+{
+    const ram_addr_t expected[] = {
+        1 * PAGE_SIZE + 1, 3 * PAGE_SIZE + 1, SPLIT * PAGE_SIZE,
+        (2 * SPLIT + 7) * PAGE_SIZE + 1,
+    };
+    const int needed[] = { 1, 3, SPLIT + 2, 2 * SPLIT + 7 };
+    PostcopyKvmWaiter w[ARRAY_SIZE(needed)] = {};
+    PostcopyKvmWaiter start = { .wake = count_wake };
+    bool asked;
+    size_t i;
+
+    reset(&all_methods[3]);
+    qatomic_set(&mis.page_requested_count, 0);
+    for (i = 0; i < ARRAY_SIZE(w); i++) {
+        w[i].wake = count_wake;
+        postcopy_kvm_wait_for(&w[i], &block, needed[i] * PAGE_SIZE, &asked);
+        g_assert_true(asked);
+    }
+    g_assert_true(postcopy_kvm_wait_for_host(&start, &block,
+                                             SPLIT * PAGE_SIZE));
+    g_assert_cmpint(mis.page_requested_count, ==, 3 + SPLIT);
+
+    asked_again = g_array_new(false, false, sizeof(ram_addr_t));
+    resuming = true;
+    g_assert_cmpint(postcopy_kvm_resume(&mis), ==, 0);
+    resuming = false;
+    g_assert_cmpint(asked_again->len, ==, ARRAY_SIZE(expected));
+    for (i = 0; i < ARRAY_SIZE(expected); i++) {
+        g_assert_cmpint(g_array_index(asked_again, ram_addr_t, i), ==,
+                        expected[i]);
+    }
+    g_array_free(asked_again, true);
+    asked_again = NULL;
+
+    woken = 0;
+    postcopy_kvm_release_waiters();
+    g_assert_cmpint(woken, ==, ARRAY_SIZE(w) + 1);
+    mis.page_requested_count = 0;
+}
+
 int main(int argc, char **argv)
 {
     size_t i;
@@ -522,6 +597,8 @@ int main(int argc, char **argv)
     postcopy_kvm_pages_init(&mis);
     g_test_add_func("/postcopy-kvm/page/missing-range", test_missing_range);
     g_test_add_func("/postcopy-kvm/page/removed", test_removed);
+    g_test_add_func("/postcopy-kvm/page/rest", test_rest);
+    g_test_add_func("/postcopy-kvm/page/ask-again", test_ask_again);
     for (i = 0; i < ARRAY_SIZE(all_methods); i++) {
         g_autofree char *path = g_strdup_printf("/postcopy-kvm/page/%s",
                                                 all_methods[i].name);

@@ -20,6 +20,8 @@
 #include "kvm_test_harness.h"
 
 #define TEST_NPAGES	67
+#define NR_VCPUS	4
+#define NR_TOGGLES	100
 
 /* A slot of shared memory, and @mem, a second mapping of it, for the vCPU. */
 FIXTURE(addr) {
@@ -136,7 +138,9 @@ TEST_F(addr, off_goes_back)
 		TEST_ASSERT_EQ(*userfault_page(slot, i), 0x1234);
 	}
 
-	kvm_munmap(slot->mem, self->size);
+	TEST_ASSERT(mmap(slot->mem, self->size, PROT_NONE,
+			 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == slot->mem,
+		    "The mapping should go, errno %d", errno);
 	guest_read_filled(self->vcpu, slot, i);
 	slot->vcpu_addr = 0;
 	userfault_on(slot);
@@ -234,6 +238,82 @@ TEST_F(addr, bad_values_are_refused)
 	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &region);
 	assert_refused(vm, "an address while on", good, EINVAL);
 	guest_read_filled(self->vcpu, slot, 0);
+}
+
+/*
+ * vCPUs read and write all pages, again and again, while userfault goes on and
+ * off.  There is other memory behind the address, and at the other one are pages
+ * that a write replaces: KVM must never take one for another.
+ */
+#define ELSEWHERE	0x7000u
+
+static bool guest_stop;
+
+static void guest_sweep(u64 base, u64 npages, u64 page_size)
+{
+	u64 *page;
+	u64 i, val;
+
+	do {
+		for (i = 0; i < npages; i++) {
+			page = (u64 *)(base + i * page_size);
+			val = READ_ONCE(page[0]);
+			GUEST_ASSERT(val == userfault_pattern(i) || val == ELSEWHERE + i);
+		}
+		for (i = 0; i < npages; i++) {
+			page = (u64 *)(base + i * page_size);
+			WRITE_ONCE(page[1], val);
+		}
+	} while (!READ_ONCE(guest_stop));
+
+	GUEST_DONE();
+}
+
+static void *sweeping_vcpu(void *vcpu)
+{
+	run_to_the_end(vcpu);
+	return NULL;
+}
+
+TEST(toggle_between_different_pages)
+{
+	struct kvm_vcpu *vcpus[NR_VCPUS];
+	pthread_t threads[NR_VCPUS];
+	struct userfault_slot slot;
+	size_t size;
+	u64 i;
+	int n;
+
+	userfault_slot_add(&slot, vm_create_with_vcpus(NR_VCPUS, guest_sweep, vcpus),
+			   VM_MEM_SRC_SHMEM, USERFAULT_GPA, TEST_NPAGES);
+	size = TEST_NPAGES * slot.page_size;
+	userfault_fill_all(&slot);
+	TEST_ASSERT(mmap(others_page(&slot, 0), size, PROT_READ | PROT_WRITE,
+			 MAP_FIXED | MAP_PRIVATE,
+			 memslot2region(slot.vm, slot.id)->fd, 0) == others_page(&slot, 0),
+		    "A private mapping should replace the shared one, errno %d", errno);
+	slot.vcpu_addr = (u64)kvm_mmap(size, PROT_READ | PROT_WRITE,
+				       MAP_SHARED | MAP_ANONYMOUS, -1);
+	for (i = 0; i < TEST_NPAGES; i++)
+		*(u64 *)(slot.vcpu_addr + i * slot.page_size) = ELSEWHERE + i;
+
+	for (n = 0; n < NR_VCPUS; n++) {
+		vcpu_args_set(vcpus[n], 3, slot.gpa, (u64)TEST_NPAGES, slot.page_size);
+		kvm_pthread_create(&threads[n], NULL, sweeping_vcpu, vcpus[n]);
+	}
+	for (n = 0; n < NR_TOGGLES; n++) {
+		userfault_on(&slot);
+		userfault_off(&slot);
+		TEST_ASSERT_EQ(madvise(others_page(&slot, 0), size, MADV_DONTNEED), 0);
+	}
+	write_guest_global(slot.vm, guest_stop, true);
+	for (n = 0; n < NR_VCPUS; n++)
+		kvm_pthread_join(threads[n], NULL);
+
+	/* What the guest has written to the one is not in the other. */
+	for (i = 0; i < TEST_NPAGES; i++)
+		TEST_ASSERT_EQ(userfault_page(&slot, i)[1], 0);
+	kvm_vm_free(slot.vm);
 }
 
 /* What the address is for: 4 KiB of a huge page that is not complete */
