@@ -531,7 +531,7 @@ static void test_rest(void)
     }
 }
 
-/* Requests may have been lost: what is still needed is asked for again, once. */
+/* Requests may have been lost: what is still needed is asked for, once. */
 static void test_ask_again(void)
 {
     const ram_addr_t expected[] = {
