@@ -166,7 +166,9 @@ def qemu_command(scenario, host):
         f'pagecheck.mib={scenario.touched_mib} '
         + ('' if scenario.nic == 'none' else guest_ip_parameter())
         # What goes into the balloon is touched, as it has to be zeros.
-        + (' init_on_alloc=1' if scenario.balloon else ''),
+        + (' init_on_alloc=1' if scenario.balloon else '')
+        # The pages that the guest works on, in a huge page that no device has part in
+        + (' movablecore=1G' if scenario.memory == 'hugetlb-1g' else ''),
         '-serial', 'stdio',
         '-chardev', f'pipe,id=qmp,path={PORTS}qmp',
         '-mon', 'chardev=qmp,mode=control',

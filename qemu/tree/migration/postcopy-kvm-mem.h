@@ -31,10 +31,10 @@ typedef struct PostcopyKvmBlock PostcopyKvmBlock;
  *   split      no                 no                         no
  *   finish     -                  unmap                      -
  *
- * If KVM can look up vCPUs' pages elsewhere (KVM_MEM_USERFAULT_ADDR), it does
- * so in the second mapping of hugetlb, which is direct and split then: a vCPU
- * has 4 KiB as soon as they are there, and others the huge page when all of it
- * is.
+ * If KVM can look up pages that are there elsewhere (KVM_MEM_USERFAULT_ADDR),
+ * it does so in the second mapping of hugetlb, which is direct and split then:
+ * KVM has 4 KiB as soon as they are there, for vCPUs and for itself, and others
+ * the huge page when all of it is.
  */
 typedef struct PostcopyKvmMethods {
     const char *name;
@@ -78,8 +78,8 @@ typedef struct PostcopyKvmMethods {
 
     /*
      * Pages of the host's page size are asked for, filled and published, even
-     * if the RAMBlock's are larger.  Needs @direct.  KVM looks up vCPUs' pages
-     * in the second mapping.
+     * if the RAMBlock's are larger.  Needs @direct.  KVM looks up what is there
+     * in the second mapping, also for itself.
      */
     bool split;
 

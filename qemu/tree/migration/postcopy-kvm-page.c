@@ -138,10 +138,18 @@ static void postcopy_kvm_forget_request(PostcopyKvmBlock *b, unsigned long page)
     }
 }
 
+/* Let vCPUs see pages that are filled. */
+static void postcopy_kvm_publish(PostcopyKvmBlock *b, unsigned long first,
+                                 unsigned long nr)
+{
+    bitmap_set_range_atomic(b->present, first, nr);
+    kvm_userfault_publish(b->rb, first * b->page_size, nr * b->page_size);
+}
+
 /*
  * Note that the page is needed, and ask for it unless somebody did.
  *
- * Pairs with postcopy_kvm_place_page().  There, filled is set before requested
+ * Pairs with postcopy_kvm_place().  There, filled is set before requested
  * is looked at, and here the other way round, so that at least one of the two
  * sees what the other did: no page arrives without its waiters being told.
  * Whoever takes requested away tells all of them, as others may have come
@@ -160,12 +168,16 @@ static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
         postcopy_kvm_request_done(pages.mis);
     }
 
-    /* Pairs with smp_mb() in postcopy_kvm_place_page() */
+    /* Pairs with smp_mb() in postcopy_kvm_place() */
     smp_mb();
     if (!bitmap_test_acquire(b->filled, page)) {
         return true;
     }
 
+    /* Who filled it may not have come to that, and others may wait for it. */
+    if (b->methods->direct) {
+        postcopy_kvm_publish(b, page, 1);
+    }
     postcopy_kvm_forget_request(b, page);
     return false;
 }
@@ -206,14 +218,6 @@ static int postcopy_kvm_map(PostcopyKvmBlock *b, unsigned long first,
         stat64_add(&pages.maps, !ret);
     }
     return ret;
-}
-
-/* Let vCPUs see pages that are filled. */
-static void postcopy_kvm_publish(PostcopyKvmBlock *b, unsigned long first,
-                                 unsigned long nr)
-{
-    bitmap_set_range_atomic(b->present, first, nr);
-    kvm_userfault_publish(b->rb, first * b->page_size, nr * b->page_size);
 }
 
 /* Let everybody see pages that are filled.  Returns 0, or -errno. */
@@ -383,7 +387,7 @@ static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
         qatomic_dec(&b->host_left[page / b->per_host_page]);
     }
 
-    /* Pairs with smp_mb() in postcopy_kvm_want(), also for host_wanted */
+    /* Pairs with those in postcopy_kvm_want() and _show_host_page() */
     smp_mb();
     requested = bitmap_test_acquire(b->requested, page) &&
                 bitmap_test_and_clear_atomic(b->requested, page, 1);
@@ -435,12 +439,15 @@ static int postcopy_kvm_show_host_page(PostcopyKvmBlock *b, ram_addr_t offset)
 
     if (b->methods->direct) {
         set_bit_atomic(first / b->per_host_page, b->host_wanted);
+        /* Pairs with smp_mb() in postcopy_kvm_place() */
+        smp_mb__after_rmw();
     }
 
     for (page = first; page < first + b->per_host_page; page++) {
         bool first_to_want;
 
-        if (!postcopy_kvm_want(b, page, &first_to_want)) {
+        if (bitmap_test_acquire(b->filled, page) ||
+            !postcopy_kvm_want(b, page, &first_to_want)) {
             continue;
         }
         if (!first_to_want || !ramblock_page_is_discarded(b->rb, offset)) {

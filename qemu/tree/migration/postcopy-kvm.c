@@ -539,9 +539,12 @@ static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
     PostcopyKvmBlock *b = rb->postcopy_kvm;
     PostcopyKvmRun *r = opaque;
     PostcopyKvmWaiter *w = &r->waiters[r->nr];
+    /* What vCPUs can have of a split block, KVM itself can, too. */
+    bool mapped = b->methods->direct && !b->methods->split;
     bool asked, waits;
 
-    offset = ROUND_DOWN(offset, rb->page_size);
+    /* A page that is direct may be present and not yet published. */
+    offset = ROUND_DOWN(offset, b->page_size);
     if (offset >= rb->postcopy_length ||
         (!b->methods->direct && !postcopy_kvm_missing(b, offset))) {
         return;
@@ -551,8 +554,7 @@ static void postcopy_kvm_run_add(RAMBlock *rb, ram_addr_t offset, void *opaque)
     w->opaque = r;
     r->nr++;
     qatomic_inc(&r->left);
-    if (b->methods->direct) {
-        /* Even if vCPUs can have the page, KVM itself may not yet. */
+    if (mapped) {
         waits = postcopy_kvm_wait_for_host(w, b, offset);
     } else {
         waits = postcopy_kvm_wait_for(w, b, offset, &asked);

@@ -15,7 +15,7 @@ struct kvm_vcpu;
  * vCPU that needs a marked page mapped exits to userspace instead.
  *
  * The bitmap lives in userspace memory and belongs to userspace.  KVM only
- * ever reads it, and only where it may sleep, i.e. never under mmu_lock.
+ * ever reads it, and for vCPUs only where it may sleep, i.e. not under mmu_lock.
  *
  * The interface follows the KVM Userfault proposal of James Houghton.
  */

@@ -9,13 +9,14 @@ struct kvm_memory_slot;
 struct kvm_memslots;
 
 /*
- * KVM_MEM_USERFAULT_ADDR: while userfault is on, vCPUs' pages are looked up in
- * another mapping of the memory than the one that everybody else goes through,
- * KVM included.
+ * KVM_MEM_USERFAULT_ADDR: while userfault is on, pages whose bit is clear are
+ * looked up in another mapping of the memory than the one that everybody else
+ * goes through: for the faults of vCPUs, and for KVM's own accesses.
  *
  * That lets a vCPU have 4 KiB of a huge page of hugetlbfs that is not complete
  * yet: the other mapping has the huge page, while userfaultfd keeps that of
- * userspace_addr empty until the rest has come.
+ * userspace_addr empty until the rest has come.  There, KVM's own accesses wait
+ * for a page whose bit is set, as they can't exit.
  *
  * What a vCPU has mapped from there has to be found by the MMU notifier, by its
  * address there.  Memslots therefore have a second interval tree.
@@ -60,6 +61,24 @@ void kvm_userfault_remove_addr(struct kvm_memslots *slots,
 unsigned long kvm_userfault_hva(const struct kvm_memory_slot *slot,
 				unsigned long hva);
 
+/*
+ * Where KVM itself is to access @gfn of @slot, which is at @hva for userspace:
+ * with vCPUs if its bit is clear, or else there, where userfaultfd has it wait.
+ *
+ * May sleep.  The caller holds kvm->srcu, and may keep the result until the
+ * generation of the memslots changes, as a bit that is set again does not take
+ * away what was mapped before.
+ */
+unsigned long kvm_userfault_own_hva(const struct kvm_memory_slot *slot,
+				    gfn_t gfn, unsigned long hva);
+
+/*
+ * The same for where KVM can't sleep.  If the bitmap isn't mapped at the moment,
+ * the bit counts as set.
+ */
+unsigned long kvm_userfault_own_hva_nofault(const struct kvm_memory_slot *slot,
+					    gfn_t gfn, unsigned long hva);
+
 #else
 
 static inline int
@@ -92,6 +111,20 @@ static inline void kvm_userfault_remove_addr(struct kvm_memslots *slots,
 
 static inline unsigned long
 kvm_userfault_hva(const struct kvm_memory_slot *slot, unsigned long hva)
+{
+	return hva;
+}
+
+static inline unsigned long
+kvm_userfault_own_hva(const struct kvm_memory_slot *slot, gfn_t gfn,
+		      unsigned long hva)
+{
+	return hva;
+}
+
+static inline unsigned long
+kvm_userfault_own_hva_nofault(const struct kvm_memory_slot *slot, gfn_t gfn,
+			      unsigned long hva)
 {
 	return hva;
 }

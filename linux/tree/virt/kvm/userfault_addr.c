@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * KVM Userfault: look up vCPUs' pages elsewhere than at userspace_addr.
+ * KVM Userfault: look up pages that are there elsewhere than at userspace_addr.
  */
+#include <linux/bits.h>
 #include <linux/kvm_host.h>
 #include <linux/kvm_userfault_addr.h>
 #include <linux/uaccess.h>
@@ -83,4 +84,43 @@ unsigned long kvm_userfault_hva(const struct kvm_memory_slot *slot,
 		return hva;
 
 	return hva - slot->userspace_addr + slot->userfault_addr;
+}
+
+/* A page counts as one that isn't there if the bitmap can't be read. */
+static unsigned long kvm_userfault_choose_hva(const struct kvm_memory_slot *slot,
+					      gfn_t gfn, unsigned long hva,
+					      bool nofault)
+{
+	unsigned long nr = gfn - slot->base_gfn;
+	const unsigned long __user *at = slot->userfault_bitmap + BIT_WORD(nr);
+	unsigned long word;
+
+	if (nofault ? copy_from_user_nofault(&word, at, sizeof(word))
+		    : get_user(word, at))
+		return hva;
+
+	if (word & BIT_MASK(nr))
+		return hva;
+
+	/* As for vCPUs, see kvm_userfault_bit_acquire() */
+	smp_acquire__after_ctrl_dep();
+	return kvm_userfault_hva(slot, hva);
+}
+
+unsigned long kvm_userfault_own_hva(const struct kvm_memory_slot *slot,
+				    gfn_t gfn, unsigned long hva)
+{
+	if (likely(!(slot->flags & KVM_MEM_USERFAULT_ADDR)))
+		return hva;
+
+	return kvm_userfault_choose_hva(slot, gfn, hva, false);
+}
+
+unsigned long kvm_userfault_own_hva_nofault(const struct kvm_memory_slot *slot,
+					    gfn_t gfn, unsigned long hva)
+{
+	if (likely(!(slot->flags & KVM_MEM_USERFAULT_ADDR)))
+		return hva;
+
+	return kvm_userfault_choose_hva(slot, gfn, hva, true);
 }

@@ -30,9 +30,10 @@ typedef struct KVMUserfaultOps {
 
     /*
      * Where KVM has to look up the page of @rb at @offset, and those that come
-     * after it, for vCPUs: another mapping of the same memory; or NULL if they
-     * are to go through the RAMBlock's own, as everybody else does.  Called
-     * as @owns, if that is true.  It must remain until kvm_userfault_stop().
+     * after it, once they are published: another mapping of the same memory; or
+     * NULL for the RAMBlock's own, which everybody else uses in any case.
+     * Called as @owns, if that is true.  It must remain until
+     * kvm_userfault_stop().
      */
     void *(*vcpu_ram)(RAMBlock *rb, ram_addr_t offset);
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Test KVM_MEM_USERFAULT_ADDR: vCPUs' pages are looked up in a mapping of their
- * own while userfault is on, and KVM follows what becomes of that.
+ * Test KVM_MEM_USERFAULT_ADDR: pages that are there are looked up in another
+ * mapping than userspace's while userfault is on, and KVM follows what becomes of
+ * that.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -11,7 +12,8 @@
 
 #ifdef __x86_64__
 #include <asm/kvm_para.h>
-#include <asm/pvclock-abi.h>
+
+#include "hyperv.h"
 #endif
 
 #include "kvm_userfault_util.h"
@@ -46,13 +48,13 @@ FIXTURE_TEARDOWN(addr)
 	kvm_vm_free(self->slot.vm);
 }
 
-/* Where all but the vCPU have the slot's memory */
+/* Where userspace has the slot's memory */
 static void *others_page(struct userfault_slot *slot, u64 page)
 {
 	return addr_gpa2hva(slot->vm, userfault_gpa(slot, page));
 }
 
-/* Have other memory where the vCPU's page is looked up, and none in the file. */
+/* Have other memory where a page that is there is looked up, and none in the file. */
 static void replace_page(struct userfault_slot *slot, u64 page, u64 val)
 {
 	u64 *mem = mmap(userfault_page(slot, page), slot->page_size, PROT_READ | PROT_WRITE,
@@ -63,7 +65,7 @@ static void replace_page(struct userfault_slot *slot, u64 page, u64 val)
 	*mem = val;
 }
 
-TEST_F(addr, only_the_vcpu_goes_there)
+TEST_F(addr, vcpu_goes_there)
 {
 	struct userfault_slot *slot = &self->slot;
 
@@ -167,21 +169,171 @@ TEST_F(addr, slot_goes_before_the_mapping)
 	guest_read_filled(self->vcpu, slot, 0);
 }
 
+/*
+ * KVM's own accesses: to where pages are that are there if the bit is clear, and
+ * to where userfaultfd can have them wait if it is not.
+ */
+#define PV_PAGE		2
+
+static bool is_written(u64 *page)
+{
+	int i;
+
+	for (i = 0; i < 8; i++) {
+		if (page[i] != -1ull)
+			return true;
+	}
+	return false;
+}
+
+static void forget_what_is_written(struct userfault_slot *slot)
+{
+	memset(others_page(slot, PV_PAGE), 0xff, slot->page_size);
+	memset(userfault_page(slot, PV_PAGE), 0xff, slot->page_size);
+}
+
+static void assert_kvm_goes_by_the_bit(struct kvm_vcpu *vcpu, struct userfault_slot *slot,
+				       void (*have_kvm_write)(struct kvm_vcpu *vcpu))
+{
+	replace_page(slot, PV_PAGE, 0);
+	forget_what_is_written(slot);
+	userfault_set_bit(slot, PV_PAGE);
+	userfault_on(slot);
+	have_kvm_write(vcpu);
+	TEST_ASSERT(is_written(others_page(slot, PV_PAGE)),
+		    "KVM should write where userspace has the page");
+	TEST_ASSERT(!is_written(userfault_page(slot, PV_PAGE)),
+		    "KVM should not write to a page that is not there");
+
+	userfault_off(slot);
+	forget_what_is_written(slot);
+	userfault_publish(slot, PV_PAGE);
+	userfault_on(slot);
+	have_kvm_write(vcpu);
+	TEST_ASSERT(is_written(userfault_page(slot, PV_PAGE)),
+		    "KVM should write to the page that is there");
+	TEST_ASSERT(!is_written(others_page(slot, PV_PAGE)),
+		    "KVM should not write where userspace has the page");
+
+	userfault_off(slot);
+	forget_what_is_written(slot);
+	have_kvm_write(vcpu);
+	TEST_ASSERT(is_written(others_page(slot, PV_PAGE)), "KVM should go back");
+	TEST_ASSERT(!is_written(userfault_page(slot, PV_PAGE)), "KVM should go back");
+}
+
 #ifdef __x86_64__
-TEST_F(addr, kvm_itself_does_not_go_there)
+
+static void set_msr_and_run(struct kvm_vcpu *vcpu, u32 msr)
+{
+	vcpu_set_msr(vcpu, msr, USERFAULT_GPA + PV_PAGE * getpagesize() + KVM_MSR_ENABLED);
+	run_to_done(vcpu);
+}
+
+static void set_system_time(struct kvm_vcpu *vcpu)
+{
+	set_msr_and_run(vcpu, MSR_KVM_SYSTEM_TIME_NEW);
+}
+
+static void set_steal_time(struct kvm_vcpu *vcpu)
+{
+	set_msr_and_run(vcpu, MSR_KVM_STEAL_TIME);
+}
+
+static void set_hv_assist_page(struct kvm_vcpu *vcpu)
+{
+	set_msr_and_run(vcpu, HV_X64_MSR_VP_ASSIST_PAGE);
+}
+
+static void set_wall_clock(struct kvm_vcpu *vcpu)
+{
+	vcpu_set_msr(vcpu, MSR_KVM_WALL_CLOCK_NEW, USERFAULT_GPA + PV_PAGE * getpagesize());
+}
+
+TEST_F(addr, system_time_goes_by_the_bit)
+{
+	guest_prepare(&self->slot, GUEST_SWEEP, 0, 0);
+	assert_kvm_goes_by_the_bit(self->vcpu, &self->slot, set_system_time);
+}
+
+TEST_F(addr, steal_time_goes_by_the_bit)
+{
+	if (!kvm_cpu_has(X86_FEATURE_KVM_STEAL_TIME))
+		SKIP(return, "no steal time");
+
+	guest_prepare(&self->slot, GUEST_SWEEP, 0, 0);
+	assert_kvm_goes_by_the_bit(self->vcpu, &self->slot, set_steal_time);
+}
+
+TEST_F(addr, hv_assist_page_goes_by_the_bit)
+{
+	if (!kvm_has_cap(KVM_CAP_HYPERV))
+		SKIP(return, "no Hyper-V interfaces");
+
+	guest_prepare(&self->slot, GUEST_SWEEP, 0, 0);
+	assert_kvm_goes_by_the_bit(self->vcpu, &self->slot, set_hv_assist_page);
+}
+
+TEST_F(addr, wall_clock_goes_by_the_bit)
+{
+	assert_kvm_goes_by_the_bit(self->vcpu, &self->slot, set_wall_clock);
+}
+
+/* By the vCPU, or by KVM if it shadows them */
+TEST_F(addr, page_tables_are_walked_there)
 {
 	struct userfault_slot *slot = &self->slot;
-	struct pvclock_vcpu_time_info *time = others_page(slot, 2);
+	u64 last = TEST_NPAGES - 1;
+	u64 far = SZ_1G / slot->page_size;
 
-	memset(time, 0, sizeof(*time));
-	replace_page(slot, 2, 0);
+	memset(slot->mem, 0, 4 * slot->page_size);
+	slot->vm->memslots[MEM_REGION_PT] = slot->id;
+	virt_map(slot->vm, userfault_gpa(slot, far), userfault_gpa(slot, last), 1);
+	TEST_ASSERT(*userfault_page(slot, 0), "The slot should have page tables");
+
+	TEST_ASSERT_EQ(mprotect(others_page(slot, 0), self->size, PROT_NONE), 0);
 	userfault_on(slot);
-	vcpu_set_msr(self->vcpu, MSR_KVM_SYSTEM_TIME_NEW,
-		     userfault_gpa(slot, 2) | KVM_MSR_ENABLED);
-	guest_access(self->vcpu, slot, GUEST_SWEEP, 0, 0);
-	TEST_ASSERT(time->version, "The clock should be where everybody but the vCPU looks");
-	TEST_ASSERT_EQ(*userfault_page(slot, 2), 0);
+	TEST_ASSERT_EQ(guest_access(self->vcpu, slot, GUEST_READ, far, 0),
+		       userfault_pattern(last));
 }
+
+#elif defined(__aarch64__)
+
+/* Of the Arm paravirtualized time specification, DEN0057 */
+#define PV_TIME_ST	0xc5000021
+
+static void guest_get_steal_time(void)
+{
+	struct arm_smccc_res res;
+
+	for (;;) {
+		do_smccc(PV_TIME_ST, 0, 0, 0, 0, 0, 0, 0, &res);
+		GUEST_SYNC(res.a0);
+	}
+}
+
+static void get_steal_time(struct kvm_vcpu *vcpu)
+{
+	TEST_ASSERT_EQ(run_to_done(vcpu), USERFAULT_GPA + PV_PAGE * getpagesize());
+}
+
+TEST_F(addr, steal_time_goes_by_the_bit)
+{
+	u64 ipa = USERFAULT_GPA + PV_PAGE * getpagesize();
+	struct kvm_device_attr dev = {
+		.group = KVM_ARM_VCPU_PVTIME_CTRL,
+		.attr = KVM_ARM_VCPU_PVTIME_IPA,
+		.addr = (u64)&ipa,
+	};
+
+	if (__vcpu_ioctl(self->vcpu, KVM_HAS_DEVICE_ATTR, &dev))
+		SKIP(return, "no steal time");
+
+	vcpu_ioctl(self->vcpu, KVM_SET_DEVICE_ATTR, &dev);
+	vcpu_arch_set_entry_point(self->vcpu, guest_get_steal_time);
+	assert_kvm_goes_by_the_bit(self->vcpu, &self->slot, get_steal_time);
+}
+
 #endif
 
 TEST_F(addr, dirty_pages_are_logged)
@@ -372,15 +524,31 @@ static bool has_fault(int uffd, int timeout_ms)
 	return poll(&pfd, 1, timeout_ms) == 1;
 }
 
-TEST_F(huge, vcpu_has_pages_of_an_incomplete_one)
+/* Somebody waits for the huge page: provide what is missing of it. */
+static void complete_huge_page(struct userfault_slot *slot, int uffd, void *watched,
+			       size_t size)
+{
+	struct uffdio_continue cont = {
+		.range = { .start = (u64)watched, .len = size },
+	};
+	u64 i;
+
+	TEST_ASSERT(has_fault(uffd, 60000), "Somebody should wait in userfaultfd");
+	for (i = 0; i < slot->npages; i++) {
+		if (userfault_bit_is_set(slot, i)) {
+			userfault_fill(slot, i);
+			userfault_publish(slot, i);
+		}
+	}
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_CONTINUE, &cont),
+		    "UFFDIO_CONTINUE should succeed, errno %d", errno);
+}
+
+TEST_F_TIMEOUT(huge, vcpu_has_pages_of_an_incomplete_one, USERFAULT_TIMEOUT)
 {
 	struct userfault_slot *slot = &self->slot;
-	struct uffdio_continue cont = {
-		.range = { .start = (u64)self->watched, .len = self->size },
-	};
 	pthread_t thread;
 	void *word;
-	u64 i;
 
 	userfault_set_all(slot);
 	userfault_on(slot);
@@ -392,15 +560,7 @@ TEST_F(huge, vcpu_has_pages_of_an_incomplete_one)
 
 	/* Others wait until the huge page is complete. */
 	kvm_pthread_create(&thread, NULL, read_word, &self->watched[0]);
-	TEST_ASSERT(has_fault(self->uffd, 60000), "Others should wait in userfaultfd");
-	for (i = 0; i < slot->npages; i++) {
-		if (userfault_bit_is_set(slot, i)) {
-			userfault_fill(slot, i);
-			userfault_publish(slot, i);
-		}
-	}
-	TEST_ASSERT(!ioctl(self->uffd, UFFDIO_CONTINUE, &cont),
-		    "UFFDIO_CONTINUE should succeed, errno %d", errno);
+	complete_huge_page(slot, self->uffd, self->watched, self->size);
 	TEST_ASSERT_EQ(pthread_join(thread, &word), 0);
 	TEST_ASSERT_EQ((u64)word, userfault_pattern(0));
 
@@ -408,6 +568,42 @@ TEST_F(huge, vcpu_has_pages_of_an_incomplete_one)
 	userfault_off(slot);
 	guest_read_filled(self->vcpu, slot, 7);
 }
+
+#ifdef __x86_64__
+
+static void *set_wall_clock_thread(void *vcpu)
+{
+	set_wall_clock(vcpu);
+	return NULL;
+}
+
+TEST_F_TIMEOUT(huge, kvm_has_pages_of_an_incomplete_one, USERFAULT_TIMEOUT)
+{
+	struct userfault_slot *slot = &self->slot;
+	pthread_t thread;
+
+	userfault_set_all(slot);
+	userfault_fill(slot, PV_PAGE);
+	userfault_publish(slot, PV_PAGE);
+	userfault_on(slot);
+	guest_prepare(slot, GUEST_SWEEP, 0, 0);
+	set_wall_clock(self->vcpu);
+	set_system_time(self->vcpu);
+	TEST_ASSERT(!has_fault(self->uffd, 0), "KVM should not wait for what is there");
+	TEST_ASSERT(*userfault_page(slot, PV_PAGE) != userfault_pattern(PV_PAGE),
+		    "KVM should have written to the page");
+
+	/* It can't exit for what is not there. */
+	userfault_off(slot);
+	userfault_set_bit(slot, PV_PAGE);
+	userfault_on(slot);
+	kvm_pthread_create(&thread, NULL, set_wall_clock_thread, self->vcpu);
+	complete_huge_page(slot, self->uffd, self->watched, self->size);
+	kvm_pthread_join(thread, NULL);
+	guest_read_filled(self->vcpu, slot, 7);
+}
+
+#endif
 
 int main(int argc, char *argv[])
 {
