@@ -74,9 +74,10 @@ check-debug: ready
 	@ninja -C build $(addsuffix -parts,$(DEBUG))
 	@scripts/run-tests $(DEBUG)
 
-#: make check-all    QEMU's complete migration-test, which takes an hour
+#: make check-all    QEMU's complete migration-test, which takes an hour; huge pages of 1 GiB
 check-all: ready
 	@ninja -C build demo-parts
+	@tests/migrate --large
 	@tests/qtest --all
 
 #: make check-sanitizers  QEMU's qtests with ASan and UBSan, and with TSan [SANITIZERS=asan]

@@ -216,6 +216,10 @@ static void vcpu_need(Vcpu *v, unsigned long page)
                     " requested %d", page, test_bit(page, block.filled),
                     test_bit(page, block.requested));
         }
+        /* The guest may start after that, and KVM itself can't exit again. */
+        if (block.methods->direct) {
+            g_assert_true(qatomic_read(&published[page]));
+        }
     }
 }
 
