@@ -299,17 +299,10 @@ TEST_F(addr, page_tables_are_walked_there)
 
 #elif defined(__aarch64__)
 
-/* Of the Arm paravirtualized time specification, DEN0057 */
-#define PV_TIME_ST	0xc5000021
-
-static void guest_get_steal_time(void)
+static void guest_steal_time(void)
 {
-	struct arm_smccc_res res;
-
-	for (;;) {
-		do_smccc(PV_TIME_ST, 0, 0, 0, 0, 0, 0, 0, &res);
-		GUEST_SYNC(res.a0);
-	}
+	for (;;)
+		GUEST_SYNC(guest_get_steal_time());
 }
 
 static void get_steal_time(struct kvm_vcpu *vcpu)
@@ -319,18 +312,10 @@ static void get_steal_time(struct kvm_vcpu *vcpu)
 
 TEST_F(addr, steal_time_goes_by_the_bit)
 {
-	u64 ipa = USERFAULT_GPA + PV_PAGE * getpagesize();
-	struct kvm_device_attr dev = {
-		.group = KVM_ARM_VCPU_PVTIME_CTRL,
-		.attr = KVM_ARM_VCPU_PVTIME_IPA,
-		.addr = (u64)&ipa,
-	};
-
-	if (__vcpu_ioctl(self->vcpu, KVM_HAS_DEVICE_ATTR, &dev))
+	if (!vcpu_set_steal_time(self->vcpu, USERFAULT_GPA + PV_PAGE * getpagesize()))
 		SKIP(return, "no steal time");
 
-	vcpu_ioctl(self->vcpu, KVM_SET_DEVICE_ATTR, &dev);
-	vcpu_arch_set_entry_point(self->vcpu, guest_get_steal_time);
+	vcpu_arch_set_entry_point(self->vcpu, guest_steal_time);
 	assert_kvm_goes_by_the_bit(self->vcpu, &self->slot, get_steal_time);
 }
 

@@ -115,15 +115,9 @@ TEST_F(pv, steal_time_does_not_exit)
 
 #elif defined(__aarch64__)
 
-/* Of the Arm paravirtualized time specification, DEN0057 */
-#define PV_TIME_ST	0xc5000021
-
-static void guest_get_steal_time(void)
+static void guest_steal_time(void)
 {
-	struct arm_smccc_res res;
-
-	do_smccc(PV_TIME_ST, 0, 0, 0, 0, 0, 0, 0, &res);
-	GUEST_SYNC(res.a0);
+	GUEST_SYNC(guest_get_steal_time());
 	userfault_guest_code();
 }
 
@@ -131,19 +125,13 @@ TEST_F(pv, steal_time_does_not_exit)
 {
 	struct userfault_slot *slot = &self->slot;
 	u64 ipa = userfault_gpa(slot, PV_PAGE);
-	struct kvm_device_attr dev = {
-		.group = KVM_ARM_VCPU_PVTIME_CTRL,
-		.attr = KVM_ARM_VCPU_PVTIME_IPA,
-		.addr = (u64)&ipa,
-	};
-
-	if (__vcpu_ioctl(self->vcpu, KVM_HAS_DEVICE_ATTR, &dev))
-		SKIP(return, "no steal time");
 
 	/* KVM writes a revision and attributes of 0, and the time. */
 	memset(page_contents, 0xff, getpagesize());
-	vcpu_ioctl(self->vcpu, KVM_SET_DEVICE_ATTR, &dev);
-	vcpu_arch_set_entry_point(self->vcpu, guest_get_steal_time);
+	if (!vcpu_set_steal_time(self->vcpu, ipa))
+		SKIP(return, "no steal time");
+
+	vcpu_arch_set_entry_point(self->vcpu, guest_steal_time);
 	TEST_ASSERT_EQ(run_to_done(self->vcpu), ipa);
 	assert_only_kvm_accessed(self->vcpu);
 	TEST_ASSERT_EQ(*userfault_page(slot, PV_PAGE), 0);

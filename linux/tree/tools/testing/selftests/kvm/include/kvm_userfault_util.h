@@ -10,6 +10,7 @@
 
 #include "kvm_syscalls.h"
 #include "kvm_util.h"
+#include "processor.h"
 #include "test_util.h"
 #include "ucall_common.h"
 
@@ -373,5 +374,37 @@ static inline void guest_read_faults(struct kvm_vcpu *vcpu,
 	userfault_publish(slot, page);
 	TEST_ASSERT_EQ(run_to_done(vcpu), userfault_pattern(page));
 }
+
+#ifdef __aarch64__
+
+/* Of the Arm paravirtualized time specification, DEN0057 */
+#define PV_TIME_ST		0xc5000021
+
+/* In the guest: KVM says where it keeps stolen time, and writes it there. */
+static inline u64 guest_get_steal_time(void)
+{
+	struct arm_smccc_res res;
+
+	do_smccc(PV_TIME_ST, 0, 0, 0, 0, 0, 0, 0, &res);
+	return res.a0;
+}
+
+/* Returns false if KVM has no steal time. */
+static inline bool vcpu_set_steal_time(struct kvm_vcpu *vcpu, u64 ipa)
+{
+	struct kvm_device_attr dev = {
+		.group = KVM_ARM_VCPU_PVTIME_CTRL,
+		.attr = KVM_ARM_VCPU_PVTIME_IPA,
+		.addr = (u64)&ipa,
+	};
+
+	if (__vcpu_ioctl(vcpu, KVM_HAS_DEVICE_ATTR, &dev))
+		return false;
+
+	vcpu_ioctl(vcpu, KVM_SET_DEVICE_ATTR, &dev);
+	return true;
+}
+
+#endif
 
 #endif /* SELFTEST_KVM_USERFAULT_UTIL_H */
