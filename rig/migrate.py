@@ -8,7 +8,7 @@ report.py makes the report of them. Times are seconds unless a name says else.
 import re
 import select
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -202,6 +202,7 @@ class Migration:
                 if not isinstance(error, Timeout):
                     raise RigError(text) from error
                 self._print_stacks()
+                self._print_processors()
                 raise Timeout(text) from error
         self._check_logs()
         return self
@@ -244,7 +245,9 @@ class Migration:
         if 'c' in options_of:
             self.client = stack.enter_context(Client(options_of.pop('c')))
         for name, options in options_of.items():
-            log = stack.enter_context(open(self._guest_log(name), 'wb', 0))
+            path = self._guest_log(name)
+            path.unlink(missing_ok=True)
+            log = stack.enter_context(open(path, 'ab', 0))
             command = qemu_command(self.scenario, name)
             self.hosts[name] = stack.enter_context(
                 VirtualHost(options, command, log.write))
@@ -466,6 +469,23 @@ class Migration:
                 STACKS_END in self._guest_log(name).read_text(errors='replace')
                 for name, host in self.hosts.items() if host.running):
             time.sleep(1)
+
+    def _print_processors(self):
+        """Have the guest's processors in the logs of both QEMUs, twice.
+
+        A guest that does not get on may have one that halted, with an interrupt
+        pending that it was not told of.
+        """
+        commands = ['info registers -a']
+        if self.scenario.arch == 'x86':
+            commands += [f'info lapic {cpu}' for cpu in range(self.scenario.vcpus)]
+        for name, monitor in self.monitors.items():
+            with suppress(MonitorError, Timeout), \
+                    open(self._guest_log(name), 'a', encoding='utf-8') as log:
+                for command in commands * 2:
+                    print(f'(qemu) {command}', file=log)
+                    print(monitor('human-monitor-command', command_line=command),
+                          file=log, flush=True)
 
     def _say_where(self):
         """How far it came, and where more is written."""
