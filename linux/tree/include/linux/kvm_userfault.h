@@ -25,7 +25,7 @@ struct kvm_vcpu;
  * Validate the userfault part of @mem before it is installed in a memslot.
  * @old is the slot that @mem modifies, NULL if @mem creates one.
  *
- * Returns 0, or -EINVAL if the bitmap is misaligned, is not entirely in
+ * Returns 0, or -EINVAL if the bitmap is at 0, is misaligned, is not entirely in
  * userspace, or differs from the bitmap that is already in use.
  */
 int kvm_userfault_check_region(const struct kvm_userspace_memory_region2 *mem,

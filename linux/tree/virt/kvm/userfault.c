@@ -25,7 +25,7 @@ int kvm_userfault_check_region(const struct kvm_userspace_memory_region2 *mem,
 	if (!(mem->flags & KVM_MEM_USERFAULT))
 		return 0;
 
-	if (mem->userfault_bitmap != bitmap ||
+	if (!bitmap || mem->userfault_bitmap != bitmap ||
 	    mem->userfault_bitmap != untagged_addr(mem->userfault_bitmap) ||
 	    !IS_ALIGNED(bitmap, sizeof(unsigned long)))
 		return -EINVAL;

@@ -115,6 +115,7 @@ unsigned long kvm_userfault_own_hva(const struct kvm_memory_slot *slot,
 
 	return kvm_userfault_choose_hva(slot, gfn, hva, false);
 }
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_userfault_own_hva);
 
 unsigned long kvm_userfault_own_hva_nofault(const struct kvm_memory_slot *slot,
 					    gfn_t gfn, unsigned long hva)

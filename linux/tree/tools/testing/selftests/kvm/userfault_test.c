@@ -323,6 +323,7 @@ TEST_F(userfault, invalid_bitmap_pointer)
 		u64 bitmap;
 		int err;
 	} testcases[] = {
+		{ "none",			0,		EINVAL },
 		{ "misaligned by one",		bitmap + 1,	EINVAL },
 		{ "misaligned by half a word",	bitmap + 4,	EINVAL },
 		{ "misaligned by all but one",	bitmap + 7,	EINVAL },
