@@ -25,6 +25,10 @@ static const char other_type[] = "no method for this type of memory";
 #ifdef CONFIG_LINUX
 #include <sys/ioctl.h>
 #include "qemu/userfaultfd.h"
+#ifdef CONFIG_NUMA
+#include <numaif.h>
+#include "system/numa.h"
+#endif
 
 /* How much memory is got at once for pages that come one after the other */
 #define FILE_POPULATE_BYTES (256 * KiB)
@@ -73,11 +77,40 @@ static int anonymous_fill_zero(PostcopyKvmBlock *b, int uffd,
                           postcopy_tmp_zero_page);
 }
 
+/* If it was discarded, it is a page of zeros again. */
+static int anonymous_fill_again(PostcopyKvmBlock *b, int uffd,
+                                ram_addr_t offset)
+{
+    void *host = b->rb->host + offset;
+    struct uffdio_zeropage zero = {
+        .range = { .start = (uintptr_t)host, .len = b->page_size },
+    };
+    struct uffdio_copy copy = {
+        .dst = (uintptr_t)host,
+        .src = (uintptr_t)
+               migration_incoming_get_current()->postcopy_tmp_zero_page,
+        .len = b->page_size,
+    };
+    int ret;
+
+    do {
+        ret = qemu_ram_is_uf_zeroable(b->rb)
+              ? ioctl(uffd, UFFDIO_ZEROPAGE, &zero)
+              : ioctl(uffd, UFFDIO_COPY, &copy);
+    } while (ret && errno == EAGAIN);
+
+    if (ret && errno == EEXIST) {
+        return uffd_wakeup(uffd, host, b->page_size);
+    }
+    return ret ? -errno : 0;
+}
+
 static const PostcopyKvmMethods anonymous_methods = {
     .name = "anonymous",
     .refuse = anonymous_refuse,
     .fill = anonymous_fill,
     .fill_zero = anonymous_fill_zero,
+    .fill_again = anonymous_fill_again,
 };
 
 /*
@@ -137,14 +170,44 @@ static const char *hugetlb_split_refuse(RAMBlock *rb)
     return why;
 }
 
+/*
+ * Huge pages come from the nodes that the mapping is bound to through which
+ * they are allocated.  Those of tmpfs from the ones that the file is bound to.
+ * Returns 0, or -errno.
+ */
+static int file_copy_policy(RAMBlock *rb, void *alias)
+{
+#ifdef CONFIG_NUMA
+    /* The system calls take one bit less than they are told. */
+    const unsigned long bits = MAX_NODES + 1;
+    DECLARE_BITMAP(nodes, MAX_NODES + 1) = { };
+    int mode;
+
+    /* Where it can't be asked for, it can't have been set either. */
+    if (is_hugetlb(rb) &&
+        !get_mempolicy(&mode, nodes, bits, rb->host, MPOL_F_ADDR) &&
+        mode != MPOL_DEFAULT &&
+        mbind(alias, rb->postcopy_length, mode, nodes, bits, 0)) {
+        return -errno;
+    }
+#endif
+    return 0;
+}
+
 static int file_prepare(PostcopyKvmBlock *b)
 {
     RAMBlock *rb = b->rb;
     void *alias = mmap(NULL, rb->postcopy_length, PROT_READ | PROT_WRITE,
                        MAP_SHARED | MAP_NORESERVE, rb->fd, rb->fd_offset);
+    int ret;
 
     if (alias == MAP_FAILED) {
         return -errno;
+    }
+    ret = file_copy_policy(rb, alias);
+    if (ret) {
+        munmap(alias, rb->postcopy_length);
+        return ret;
     }
     /* A core dump has what the RAMBlock's own mapping lets it have. */
     qemu_madvise(alias, rb->postcopy_length, QEMU_MADV_DONTDUMP);

@@ -27,6 +27,7 @@ typedef struct PostcopyKvmBlock PostcopyKvmBlock;
  *                                 come with zeros            as zeros
  *   map        -, @fill did it    UFFDIO_CONTINUE, also      UFFDIO_CONTINUE
  *                                 of ranges
+ *   fill_again UFFDIO_ZEROPAGE    -                          -
  *   direct     no                 no                         yes
  *   split      no                 no                         no
  *   finish     -                  unmap                      -
@@ -68,6 +69,13 @@ typedef struct PostcopyKvmMethods {
      * together to ranges then.  Returns 0, or -errno.
      */
     int (*map)(PostcopyKvmBlock *b, int uffd, ram_addr_t offset, size_t len);
+
+    /*
+     * Somebody waits in userfaultfd for a page that was filled: it came in the
+     * meantime, or it was discarded.  Wakes them, and leaves a page that is
+     * there alone.  NULL if @map does that.  Returns 0, or -errno.
+     */
+    int (*fill_again)(PostcopyKvmBlock *b, int uffd, ram_addr_t offset);
 
     /*
      * vCPUs do not need @map, as KVM takes pages straight from the file, or

@@ -427,10 +427,7 @@ int postcopy_kvm_place_page(RAMBlock *rb, void *host, const void *from)
 
 /*
  * Let host accesses see the host page at @offset, or have what is missing of it
- * filled before.
- *
- * Returns 0, or 1 if the source could not be asked, or -errno if it is to be
- * tried again
+ * filled before.  Returns 0, or -errno if it is to be tried again.
  */
 static int postcopy_kvm_show_host_page(PostcopyKvmBlock *b, ram_addr_t offset)
 {
@@ -459,27 +456,31 @@ static int postcopy_kvm_show_host_page(PostcopyKvmBlock *b, ram_addr_t offset)
     }
 
     if (ask) {
-        return !!migrate_send_rp_message_req_pages(pages.mis, b->rb, offset);
+        /* If it can't be sent, it will be after the recovery. */
+        migrate_send_rp_message_req_pages(pages.mis, b->rb, offset);
+    }
+    if (missing) {
+        return 0;
+    }
+    if (b->methods->fill_again) {
+        return b->methods->fill_again(b, pages.mis->userfault_fd, offset);
     }
     /* Not mapped yet, or e.g. swapped out after it was */
-    return missing ? 0 : postcopy_kvm_show_now(b, first);
+    return postcopy_kvm_show_now(b, first);
 }
 
-int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
-                              ram_addr_t offset)
+void postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
+                               ram_addr_t offset)
 {
-    int ret;
-
     /*
      * If there is no memory, no recovery follows, and nobody else does what is
      * left to do.
      */
-    while ((ret = postcopy_kvm_show_host_page(rb->postcopy_kvm,
-                                              offset)) == -ENOMEM &&
+    while (postcopy_kvm_show_host_page(rb->postcopy_kvm,
+                                       offset) == -ENOMEM &&
            !qatomic_read(&mis->fault_thread_quit)) {
         g_usleep(POSTCOPY_KVM_RETRY_US);
     }
-    return MAX(ret, 0);
 }
 
 /*
@@ -583,6 +584,39 @@ void postcopy_kvm_missing_range(PostcopyKvmBlock *b, uint64_t first,
     }
 }
 
+/* Whether some, but not all, of a host page of @b has come. */
+static bool postcopy_kvm_block_incomplete(PostcopyKvmBlock *b)
+{
+    unsigned long nr = b->pages / b->per_host_page;
+    unsigned long i;
+
+    for (i = 0; b->host_left && i < nr; i++) {
+        uint32_t left = qatomic_read(&b->host_left[i]);
+
+        /* Of what is discarded, parts are filled as they are needed. */
+        if (left && left < b->per_host_page &&
+            !ramblock_page_is_discarded(b->rb, i * b->rb->page_size)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool postcopy_kvm_incomplete(void)
+{
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH(rb) {
+        PostcopyKvmBlock *b = qatomic_rcu_read(&rb->postcopy_kvm);
+
+        if (b && postcopy_kvm_block_incomplete(b)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void postcopy_kvm_queue(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
                                ram_addr_t offset)
 {
@@ -638,7 +672,7 @@ bool postcopy_kvm_wait_for_host(PostcopyKvmWaiter *w, PostcopyKvmBlock *b,
 {
     offset = ROUND_DOWN(offset, b->page_size * b->per_host_page);
     postcopy_kvm_queue(w, b, offset + POSTCOPY_KVM_HOST);
-    return postcopy_kvm_show_host_page(b, offset) >= 0;
+    return !postcopy_kvm_show_host_page(b, offset);
 }
 
 void postcopy_kvm_release_waiters(void)

@@ -108,11 +108,11 @@ int postcopy_kvm_place_page(RAMBlock *rb, void *host, const void *from);
  * postcopy_kvm_request_page: a thread that is not a vCPU in the guest waits
  * in userfaultfd for the page at @offset
  *
- * Called in the fault thread.  Returns: 0, or non-zero if the request could
- * not be sent
+ * Called in the fault thread, also while post-copy is paused: pages that are
+ * there are mapped then, too, and what can't be asked for is after the recovery.
  */
-int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
-                              ram_addr_t offset);
+void postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
+                               ram_addr_t offset);
 
 /**
  * postcopy_kvm_resume: go on after a recovery
@@ -123,6 +123,12 @@ int postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
  * Returns: 0, or -errno if there is still one that can't be mapped
  */
 int postcopy_kvm_resume(MigrationIncomingState *mis);
+
+/*
+ * Whether a part of a huge page has come and the rest has not.  On the preempt
+ * channel, the source may send more of a huge page than what was asked for.
+ */
+bool postcopy_kvm_incomplete(void);
 
 /* Account a fault that userfaultfd reported, of the thread @tid. */
 void postcopy_kvm_count_uffd_fault(uint32_t tid);

@@ -292,6 +292,44 @@ static void cut_by_destination(QTestState *from, QTestState *to)
     migrate_pause(to);
 }
 
+/* The guest has got some pages by then, one after the other. */
+static void cut_after_requests(QTestState *from, QTestState *to)
+{
+    int64_t requests;
+
+    do {
+        g_autoptr(QDict) kvm = query_kvm_userfault(to);
+
+        requests = qdict_get_int(kvm, "requests");
+        usleep(1000);
+    } while (requests < 8);
+    cut_by_destination(from, to);
+}
+
+/*
+ * The connection is gone, and a device needs pages that have arrived before,
+ * which nobody but the guest has needed so far.  It has them.
+ */
+static void assert_arrived_pages_are_read(QTestState *from, QTestState *to)
+{
+    g_autofree char *registers = NULL;
+    const char *eax;
+    uint64_t address;
+    int i;
+
+    wait_for_waiting_vcpu(to);
+    registers = qtest_hmp(to, "info registers");
+    eax = strstr(registers, "EAX=");
+    g_assert_nonnull(eax);
+    /* a-b-bootblock.S: it waits for this page, and has had those before it. */
+    address = g_ascii_strtoull(eax + strlen("EAX="), NULL, 16);
+    for (i = 1; i < 8; i++) {
+        address = (address == X86_TEST_MEM_START ? X86_TEST_MEM_END : address) -
+                  4 * KiB;
+        qtest_readb(to, address);
+    }
+}
+
 /*
  * The other side is there and takes nothing, as if the network were dead, while
  * a huge page is under way to it, of which a socket's buffer has a part at
@@ -593,6 +631,10 @@ static const KvmTest kvm_tests[] = {
                 .postcopy_pause_hook = lose_last_pages } },
     { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
     { "recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .recovery = true },
+    { "recovery/host-access", MEM_TYPE_GUEST_MEMFD, .recovery = true,
+      .x86 = true,
+      .args = { .postcopy_pause_hook = cut_after_requests,
+                .postcopy_paused_hook = assert_arrived_pages_are_read } },
     { "recovery/double-failures/handshake", MEM_TYPE_MEMFD, .recovery = true,
       .args.postcopy_recovery_fail_stage = POSTCOPY_FAIL_RECOVERY },
     { "recovery/double-failures/reconnect", MEM_TYPE_MEMFD, .recovery = true,
