@@ -109,7 +109,7 @@ int postcopy_kvm_place_page(RAMBlock *rb, void *host, const void *from);
  * in userfaultfd for the page at @offset
  *
  * Called in the fault thread, also while post-copy is paused: pages that are
- * there are mapped then, too, and what can't be asked for is after the recovery.
+ * there are mapped then, too, and others are asked for after the recovery.
  */
 void postcopy_kvm_request_page(MigrationIncomingState *mis, RAMBlock *rb,
                                ram_addr_t offset);

@@ -545,8 +545,8 @@ static void test_rest(void)
 }
 
 /*
- * The rest of a huge page may be under way when all that was asked for is there,
- * but for one that is discarded: nobody sends it.
+ * The rest of a huge page may be under way when all that was asked for is
+ * there, but for one that is discarded: nobody sends it.
  */
 static void test_incomplete(void)
 {
@@ -571,7 +571,7 @@ static void test_incomplete(void)
     g_assert_false(postcopy_kvm_incomplete());
 }
 
-/* Somebody waits for a page that was there, and is no more, or has just come. */
+/* Somebody waits for a page that was discarded, or that has just come. */
 static void test_fill_again(void)
 {
     const PostcopyKvmMethods methods = {
