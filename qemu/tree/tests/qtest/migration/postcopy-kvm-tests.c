@@ -292,7 +292,7 @@ static void cut_by_destination(QTestState *from, QTestState *to)
     migrate_pause(to);
 }
 
-/* The guest has got some pages by then, one after the other. */
+/* The guest has got some pages by then, more than are looked at below. */
 static void cut_after_requests(QTestState *from, QTestState *to)
 {
     int64_t requests;
@@ -302,7 +302,7 @@ static void cut_after_requests(QTestState *from, QTestState *to)
 
         requests = qdict_get_int(kvm, "requests");
         usleep(1000);
-    } while (requests < 8);
+    } while (requests < 16);
     cut_by_destination(from, to);
 }
 
