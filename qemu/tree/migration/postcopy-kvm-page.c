@@ -91,19 +91,6 @@ static PostcopyKvmShard *postcopy_kvm_shard(PostcopyKvmBlock *b,
     return &pages.shards[(offset / b->page_size) % POSTCOPY_KVM_SHARDS];
 }
 
-/* One page less is on its way.  See postcopy_ram_incoming_cleanup(). */
-static void postcopy_kvm_request_done(MigrationIncomingState *mis)
-{
-    int left = qatomic_dec_fetch(&mis->page_requested_count);
-
-    /* Order the update of count and read of preempt status */
-    smp_mb();
-    if (mis->preempt_thread_status == PREEMPT_THREAD_QUIT && left == 0) {
-        QEMU_LOCK_GUARD(&mis->page_request_mutex);
-        qemu_cond_signal(&mis->page_request_cond);
-    }
-}
-
 /*
  * Called with the lock of the shard that @w is in.  Whoever sees that @w is
  * ready has it back, and may put it in the list of another shard.
@@ -134,7 +121,7 @@ static void postcopy_kvm_forget_request(PostcopyKvmBlock *b, unsigned long page)
 {
     if (bitmap_test_and_clear_atomic(b->requested, page, 1)) {
         postcopy_kvm_wake_all(b, page * b->page_size);
-        postcopy_kvm_request_done(pages.mis);
+        qatomic_dec(&pages.mis->page_requested_count);
     }
 }
 
@@ -165,7 +152,7 @@ static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
     qatomic_inc(&pages.mis->page_requested_count);
     *ask = !bitmap_test_and_set_one_atomic(b->requested, page);
     if (!*ask) {
-        postcopy_kvm_request_done(pages.mis);
+        qatomic_dec(&pages.mis->page_requested_count);
     }
 
     /* Pairs with smp_mb() in postcopy_kvm_place() */
@@ -183,7 +170,7 @@ static bool postcopy_kvm_want(PostcopyKvmBlock *b, unsigned long page,
 }
 
 static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
-                              const void *from);
+                              const void *from, bool arrived);
 
 /*
  * There is nothing to wait for on the source, it has no such page.  If there is
@@ -193,7 +180,7 @@ static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
  */
 static int postcopy_kvm_place_discarded(PostcopyKvmBlock *b, ram_addr_t offset)
 {
-    int ret = postcopy_kvm_place(b, offset, NULL);
+    int ret = postcopy_kvm_place(b, offset, NULL, false);
 
     if (ret) {
         g_usleep(POSTCOPY_KVM_RETRY_US);
@@ -359,8 +346,12 @@ static int postcopy_kvm_fill(PostcopyKvmBlock *b, int uffd, ram_addr_t offset,
                 : b->methods->fill_zero(b, uffd, offset);
 }
 
+/*
+ * Fill a page, show it, and wake those who wait for it.  What has @arrived is
+ * noted, for a recovery, in what may be freed once nothing else can arrive.
+ */
 static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
-                              const void *from)
+                              const void *from, bool arrived)
 {
     unsigned long page = offset / b->page_size;
     RAMBlock *rb = b->rb;
@@ -379,8 +370,10 @@ static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
     }
 
     stat64_add(&pages.placed, 1);
-    ramblock_recv_bitmap_set_range(rb, rb->host + offset,
-                                   b->page_size / qemu_target_page_size());
+    if (arrived) {
+        ramblock_recv_bitmap_set_range(rb, rb->host + offset,
+                                       b->page_size / qemu_target_page_size());
+    }
     trace_postcopy_kvm_place(rb->idstr, offset, !from);
     set_bit_atomic(page, b->filled);
     if (b->host_left) {
@@ -404,7 +397,7 @@ static int postcopy_kvm_place(PostcopyKvmBlock *b, ram_addr_t offset,
     }
 
     postcopy_kvm_wake_all(b, offset);
-    postcopy_kvm_request_done(pages.mis);
+    qatomic_dec(&pages.mis->page_requested_count);
     return ret;
 }
 
@@ -422,7 +415,7 @@ int postcopy_kvm_place_page(RAMBlock *rb, void *host, const void *from)
         from = NULL;
     }
     return postcopy_kvm_place(rb->postcopy_kvm,
-                              qemu_ram_block_host_offset(rb, host), from);
+                              qemu_ram_block_host_offset(rb, host), from, true);
 }
 
 /*

@@ -357,16 +357,10 @@ static void *start_relay(QTestState *from, QTestState *to)
     return NULL;
 }
 
-/*
- * The connection breaks when the source has sent everything, and a good part of
- * it has not arrived.
- */
-static void lose_last_pages(QTestState *from, QTestState *to)
+static void lose_rest(QTestState *from)
 {
     uint64_t dropped = 0;
 
-    wait_for_waiting_vcpu(to);
-    migration_relay_drop_pages(relay);
     migrate_set_parameter_int(from, "max-postcopy-bandwidth", 0);
     while (read_ram_property_int(from, "remaining") ||
            migration_relay_dropped(relay) != dropped) {
@@ -376,6 +370,17 @@ static void lose_last_pages(QTestState *from, QTestState *to)
     }
     g_assert_cmpint(dropped, >, MiB);
     migration_relay_cut(relay);
+}
+
+/*
+ * The connection breaks when the source has sent everything, and a good part of
+ * it has not arrived.
+ */
+static void lose_last_pages(QTestState *from, QTestState *to)
+{
+    wait_for_waiting_vcpu(to);
+    migration_relay_drop_pages(relay);
+    lose_rest(from);
 }
 
 static char *tmp_path(const char *name)
@@ -524,6 +529,31 @@ static void reset_guest(QTestState *from, QTestState *to)
     speed_up(from, to);
 }
 
+/* Memory that can be unplugged */
+#define DIMM "-m 150M,slots=1,maxmem=512M" \
+             " -object memory-backend-memfd,id=dimm.mem,size=128M,share=on" \
+             " -device pc-dimm,id=dimm,memdev=dimm.mem"
+
+/* Registers of q35, see docs/specs/acpi_mem_hotplug.rst */
+#define ACPI_MEMORY_SLOT        0xa00
+#define ACPI_MEMORY_CONTROL     0xa14
+#define ACPI_MEMORY_EJECT       8
+
+/* A part of memory may not go before all of it has come: by whoever wants it. */
+static void refuse_unplug(QTestState *from, QTestState *to)
+{
+    QDict *error = qtest_qmp_assert_failure_ref(
+        to, "{ 'execute': 'device_del', 'arguments': { 'id': 'dimm' } }");
+
+    g_assert_nonnull(strstr(qdict_get_str(error, "desc"), "post-copy"));
+    qobject_unref(error);
+
+    qtest_outl(to, ACPI_MEMORY_SLOT, 0);
+    qtest_outb(to, ACPI_MEMORY_CONTROL, ACPI_MEMORY_EJECT);
+    qtest_qmp_eventwait(to, "DEVICE_UNPLUG_GUEST_ERROR");
+    speed_up(from, to);
+}
+
 #ifdef CONFIG_GNUTLS
 static void assert_used_tls(QTestState *from, QTestState *to, void *opaque)
 {
@@ -606,6 +636,9 @@ static const KvmTest kvm_tests[] = {
     { "exec", MEM_TYPE_MEMFD, .exec = true,
       .args = { .start_hook = make_fifos, .end_hook = assert_used_exec } },
     { "reset", MEM_TYPE_MEMFD, .args.postcopy_started_hook = reset_guest },
+    { "unplug", MEM_TYPE_MEMFD, .x86 = true,
+      .args = { .start.opts_source = DIMM, .start.opts_target = DIMM,
+                .postcopy_started_hook = refuse_unplug } },
     { "vcpus", MEM_TYPE_MEMFD, .args.start.opts_source = "-smp 64",
       .args.start.opts_target = "-smp 64" },
     { "preempt/plain", MEM_TYPE_MEMFD, .preempt = true },
@@ -815,6 +848,14 @@ static void test_postcopy_kvm_cancel(void)
     migrate_end(from, to, true);
 }
 
+static bool guest_runs(QTestState *who)
+{
+    g_autoptr(QDict) status =
+        qtest_qmp_assert_success_ref(who, "{ 'execute': 'query-status' }");
+
+    return qdict_get_bool(status, "running");
+}
+
 /*
  * The destination has everything, and the source does not get to know it before
  * the connection breaks.  It must not start the guest a second time.
@@ -822,7 +863,6 @@ static void test_postcopy_kvm_cancel(void)
 static void test_postcopy_kvm_lost_answer(void)
 {
     MigrateStart start = slow_start;
-    g_autoptr(QDict) status = NULL;
     QTestState *from, *to;
 
     if (migrate_start(&from, &to, "defer", &start)) {
@@ -841,11 +881,38 @@ static void test_postcopy_kvm_lost_answer(void)
     migration_relay_cut(relay);
 
     wait_for_migration_status(from, "postcopy-paused", NULL);
-    status = qtest_qmp_assert_success_ref(from,
-                                          "{ 'execute': 'query-status' }");
-    g_assert_false(qdict_get_bool(status, "running"));
+    g_assert_false(guest_runs(from));
     assert_used(from, to, NULL);
     migrate_end(from, to, true);
+}
+
+/*
+ * The source has sent everything, and the destination gets nothing of it, not
+ * even the device state, before the connection breaks.  The guest goes on where
+ * it was.
+ */
+static void test_postcopy_kvm_lost_start(void)
+{
+    MigrateStart start = slow_start;
+    QTestState *from, *to;
+
+    if (migrate_start(&from, &to, "defer", &start)) {
+        return;
+    }
+    start_relay(from, to);
+    start_precopy(from, to, "fd:fd-mig");
+    migration_relay_drop_pages(relay);
+    qtest_qmp_assert_success(from, "{ 'execute': 'migrate-start-postcopy' }");
+    wait_for_migration_status(from, "postcopy-device", NULL);
+    qtest_set_expected_status(to, EXIT_FAILURE);
+    lose_rest(from);
+
+    wait_for_migration_status(from, "failed", (const char *[]) { NULL });
+    while (!guest_runs(from)) {
+        usleep(1000);
+    }
+    qtest_wait_qemu(to);
+    migrate_end(from, to, false);
 }
 
 void migration_test_add_postcopy_kvm(MigrationTestEnv *env)
@@ -863,6 +930,7 @@ void migration_test_add_postcopy_kvm(MigrationTestEnv *env)
     }
 
     migration_test_add(KVM_TESTS "cancel", test_postcopy_kvm_cancel);
+    migration_test_add(KVM_TESTS "lost-start", test_postcopy_kvm_lost_start);
     migration_test_add(KVM_TESTS "lost-answer", test_postcopy_kvm_lost_answer);
 
     for (i = 0; i < ARRAY_SIZE(kvm_tests); i++) {
