@@ -112,6 +112,10 @@ ssize_t kvm_gmem_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	if (!kvm_gmem_supports_write(inode))
 		return -ENODEV;
 
+	/* The file does not grow, so there is nothing to append to. */
+	if (iocb->ki_flags & IOCB_APPEND)
+		return -EINVAL;
+
 	if (!PAGE_ALIGNED(iocb->ki_pos) || !PAGE_ALIGNED(iov_iter_count(from)))
 		return -EINVAL;
 
@@ -135,5 +139,7 @@ ssize_t kvm_gmem_write_iter(struct kiocb *iocb, struct iov_iter *from)
 		cond_resched();
 	}
 
+	if (written)
+		file_modified(iocb->ki_filp);
 	return written ?: ret;
 }

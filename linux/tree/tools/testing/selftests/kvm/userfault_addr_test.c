@@ -319,6 +319,49 @@ TEST_F(addr, steal_time_goes_by_the_bit)
 	assert_kvm_goes_by_the_bit(self->vcpu, &self->slot, get_steal_time);
 }
 
+static void vcpu_reset(struct kvm_vcpu *vcpu)
+{
+	u64 sp = vcpu_get_reg(vcpu, ctxt_reg_alias(vcpu, SYS_SP_EL1));
+
+	aarch64_vcpu_setup(vcpu, &vcpu->init);
+	vcpu_set_reg(vcpu, ctxt_reg_alias(vcpu, SYS_SP_EL1), sp);
+	vcpu_arch_set_entry_point(vcpu, userfault_guest_code);
+}
+
+/* Whether a page that was mapped has to be mapped again when the vCPU is reset. */
+static bool reset_unmaps(struct kvm_vcpu *vcpu, struct userfault_slot *slot, u64 page)
+{
+	bool unmapped;
+
+	guest_read_filled(vcpu, slot, page);
+	vcpu_reset(vcpu);
+	/* Of no effect while the page is mapped */
+	userfault_set_bit(slot, page);
+	guest_prepare(slot, GUEST_READ, page, 0);
+	unmapped = run_marked(vcpu);
+	userfault_publish(slot, page);
+	if (unmapped)
+		TEST_ASSERT_EQ(run_to_done(vcpu), userfault_pattern(page));
+	return unmapped;
+}
+
+/* It is if the guest may access memory around the caches until its MMU is on. */
+TEST_F(addr, reset_unmaps_what_is_mapped_there)
+{
+	struct userfault_slot *slot = &self->slot;
+
+	slot->vcpu_addr = 0;
+	userfault_on(slot);
+	if (!reset_unmaps(self->vcpu, slot, 3))
+		SKIP(return, "nothing is unmapped: the host has S2FWB");
+
+	userfault_off(slot);
+	slot->vcpu_addr = (u64)slot->mem;
+	kvm_munmap(others_page(slot, 0), self->size);
+	userfault_on(slot);
+	TEST_ASSERT(reset_unmaps(self->vcpu, slot, 3), "The page should not stay mapped");
+}
+
 #endif
 
 TEST_F(addr, dirty_pages_are_logged)

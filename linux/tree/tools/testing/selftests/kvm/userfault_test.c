@@ -18,7 +18,8 @@
 #define TEST_GFN_OFFSET	3
 
 #define TRACEFS		"/sys/kernel/tracing/"
-#define TRACE_EVENT	TRACEFS "events/kvm/kvm_userfault/enable"
+/* A trace of our own */
+#define TRACE		TRACEFS "instances/kvm_userfault_test/"
 
 /*
  * One vCPU and one slot per backing.  Each test runs in a process of its own.
@@ -660,7 +661,7 @@ static bool write_file(const char *path, const char *s)
 
 static int count_in_trace(const char *needle)
 {
-	FILE *f = fopen(TRACEFS "trace", "r");
+	FILE *f = fopen(TRACE "trace", "r");
 	char line[512];
 	int n = 0;
 
@@ -674,7 +675,7 @@ static int count_in_trace(const char *needle)
 TEST_F(userfault, tracepoint_fires)
 {
 	struct userfault_slot *slot = &self->slot;
-	char event[64];
+	char event[64], pid[16];
 	int n, i;
 
 	if (access(TRACEFS "trace", R_OK))
@@ -682,16 +683,18 @@ TEST_F(userfault, tracepoint_fires)
 	if (access(TRACEFS "trace", R_OK))
 		SKIP(return, "no tracefs at " TRACEFS);
 
-	TEST_ASSERT(write_file(TRACE_EVENT, "1"),
-		    TRACE_EVENT " should exist and take a 1, errno %d", errno);
-	write_file(TRACEFS "trace", "\n");
+	rmdir(TRACE);
+	TEST_ASSERT_EQ(mkdir(TRACE, 0700), 0);
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	TEST_ASSERT(write_file(TRACE "set_event_pid", pid) &&
+		    write_file(TRACE "events/kvm/kvm_userfault/enable", "1"),
+		    "The event should be there, and of this process only, errno %d", errno);
 
 	userfault_set_all(slot);
 	userfault_on(slot);
 	guest_read_faults(self->vcpu, slot, 0);
 	guest_read_faults(self->vcpu, slot, 1);
 
-	write_file(TRACE_EVENT, "0");
 	n = count_in_trace("kvm_userfault:");
 	TEST_ASSERT(n == 2, "The tracepoint should fire twice, got %d", n);
 	for (i = 0; i < 2; i++) {
@@ -699,6 +702,7 @@ TEST_F(userfault, tracepoint_fires)
 			 userfault_gpa(slot, i));
 		TEST_ASSERT_EQ(count_in_trace(event), 1);
 	}
+	TEST_ASSERT_EQ(rmdir(TRACE), 0);
 }
 
 /* Whether the kernel has warned since boot: it may do so only once per place. */
