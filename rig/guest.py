@@ -21,19 +21,27 @@ class Guest:
     """What differs between guests. Paths are relative to TOP."""
     machines: tuple     # the default, and others
     cpu: str
-    console: str
+    kernel_line: str    # always a part of it
     qemu: str           # runs in a virtual host of the same architecture
     initramfs: str
 
 
+# A guest's kernel can hang in its clock's watchdog as a host's can: see vhost.py.
 GUESTS = {
-    'x86': Guest(('q35', 'pc', 'microvm,pcie=on'), 'max', 'ttyS0',
+    'x86': Guest(('q35', 'pc', 'microvm,pcie=on'), 'max', 'console=ttyS0 tsc=nowatchdog',
                  'build/qemu/obj/qemu-system-x86_64',
                  'build/guest/initramfs.cpio'),
-    'arm64': Guest(('virt,gic-version=3',), 'host', 'ttyAMA0',
+    'arm64': Guest(('virt,gic-version=3',), 'host', 'console=ttyAMA0',
                    'build/qemu/obj-arm64/qemu-system-aarch64',
                    'build/guest-arm64/initramfs.cpio'),
 }
+
+
+def kernel_line(arch, touched_mib):
+    """A guest's kernel command line, which may have more after it."""
+    return (f'{GUESTS[arch].kernel_line} quiet panic=-1 oops=panic '
+            f'pagecheck.mib={touched_mib}')
+
 
 # Kinds of guest memory: a -object for each backend. They share the guest's RAM
 # evenly, but for PLUGGABLE.
@@ -162,8 +170,7 @@ def qemu_command(scenario, host):
         '-smp', str(scenario.vcpus),
         '-kernel', str(scenario.guest_kernel),
         '-initrd', str(scenario.initramfs),
-        '-append', f'console={GUESTS[scenario.arch].console} quiet panic=-1 oops=panic '
-        f'pagecheck.mib={scenario.touched_mib} '
+        '-append', f'{kernel_line(scenario.arch, scenario.touched_mib)} '
         + ('' if scenario.nic == 'none' else guest_ip_parameter())
         # What goes into the balloon is touched, as it has to be zeros.
         + (' init_on_alloc=1' if scenario.balloon else '')

@@ -17,6 +17,7 @@ from pathlib import Path
 from agent import Agent
 from client import Client, guest_ip_parameter
 from errors import RigError
+from guest import kernel_line
 from vhost import TOP, Options, VirtualHost, trio_options
 
 GUEST_PORT = '/run/guest.sock'
@@ -74,8 +75,7 @@ def domain_xml(name, memory='memfd', memory_mib=384, touched_mib=128, vcpus=2,
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{TOP}/build/linux/obj/arch/x86/boot/bzImage</kernel>
     <initrd>{TOP}/build/guest/initramfs.cpio</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 oops=panic pagecheck.mib={touched_mib} \
-{guest_ip_parameter()}</cmdline>
+    <cmdline>{kernel_line('x86', touched_mib)} {guest_ip_parameter()}</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='host-passthrough' migratable='off'/>

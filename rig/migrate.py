@@ -474,15 +474,18 @@ class Migration:
         """Have the guest's processors in the logs of both QEMUs, twice.
 
         A guest that does not get on may have one that halted, with an interrupt
-        pending that it was not told of.
+        pending that it was not told of. On x86 they get an NMI after that, which
+        wakes it: if the guest gets on then, it was a lost wake-up.
         """
-        commands = ['info registers -a']
+        look = ['info registers -a']
+        commands = look * 2
         if self.scenario.arch == 'x86':
-            commands += [f'info lapic {cpu}' for cpu in range(self.scenario.vcpus)]
+            look += [f'info lapic {cpu}' for cpu in range(self.scenario.vcpus)]
+            commands = [*look, *look, 'nmi', *look]
         for name, monitor in self.monitors.items():
             with suppress(MonitorError, Timeout), \
                     open(self._guest_log(name), 'a', encoding='utf-8') as log:
-                for command in commands * 2:
+                for command in commands:
                     print(f'(qemu) {command}', file=log)
                     print(monitor('human-monitor-command', command_line=command),
                           file=log, flush=True)
