@@ -52,7 +52,7 @@ demo-libvirt: ready
 	@ninja -C build demo-libvirt-parts
 	@tests/libvirt --demo
 
-#: make packages   .deb of the kernel and of QEMU for real hosts: takes an hour or more
+#: make packages   .deb of the kernel and of QEMU: takes an hour or more [FLAVOUR=full]
 packages: ready
 	@scripts/deps packages
 	@scripts/build-packages qemu build/packages
@@ -74,7 +74,7 @@ check-debug: ready
 	@ninja -C build $(addsuffix -parts,$(DEBUG))
 	@scripts/run-tests $(DEBUG)
 
-#: make check-all    all migrations, QEMU's complete migration-test: takes 1.5 hours more
+#: make check-all    all migrations, QEMU's complete migration-test: 40 minutes or more
 check-all: ready
 	@ninja -C build
 	@scripts/run-tests all
