@@ -539,7 +539,7 @@ static void reset_guest(QTestState *from, QTestState *to)
 #define ACPI_MEMORY_CONTROL     0xa14
 #define ACPI_MEMORY_EJECT       8
 
-/* A part of memory may not go before all of it has come: by whoever wants it. */
+/* Memory may not go while some of it has to come, whoever wants it gone. */
 static void refuse_unplug(QTestState *from, QTestState *to)
 {
     QDict *error = qtest_qmp_assert_failure_ref(
@@ -893,6 +893,7 @@ static void test_postcopy_kvm_lost_answer(void)
  */
 static void test_postcopy_kvm_lost_start(void)
 {
+    const char *any_status[] = { NULL };
     MigrateStart start = slow_start;
     QTestState *from, *to;
 
@@ -907,7 +908,7 @@ static void test_postcopy_kvm_lost_start(void)
     qtest_set_expected_status(to, EXIT_FAILURE);
     lose_rest(from);
 
-    wait_for_migration_status(from, "failed", (const char *[]) { NULL });
+    wait_for_migration_status(from, "failed", any_status);
     while (!guest_runs(from)) {
         usleep(1000);
     }
