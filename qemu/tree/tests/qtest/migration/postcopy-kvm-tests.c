@@ -388,6 +388,18 @@ static char *tmp_path(const char *name)
     return g_strdup_printf("%s/%s", migration_get_env()->tmpfs, name);
 }
 
+/* Somebody looks whether the port is open, where the source is expected. */
+static void probe_destination(QTestState *from, QTestState *to)
+{
+    g_autofree char *path = tmp_path("probesocket");
+    g_autofree char *uri = g_strdup_printf("unix:%s", path);
+
+    migrate_recover(to, uri);
+    close(unix_connect(path, &error_abort));
+    migration_event_wait(to, "postcopy-recover");
+    migration_event_wait(to, "postcopy-paused");
+}
+
 /* The main channel, and the one of preempt, both through relays */
 static MigrationRelay *channels[2];
 static QemuThread channels_thread;
@@ -662,6 +674,8 @@ static const KvmTest kvm_tests[] = {
       .args = { .listen_uri = "defer", .connect_uri = "fd:fd-mig",
                 .start_hook = start_relay,
                 .postcopy_pause_hook = lose_last_pages } },
+    { "recovery/probe", MEM_TYPE_MEMFD, .recovery = true,
+      .args.postcopy_paused_hook = probe_destination },
     { "recovery/hugetlb", MEM_TYPE_HUGETLB, .recovery = true },
     { "recovery/guest-memfd", MEM_TYPE_GUEST_MEMFD, .recovery = true },
     { "recovery/host-access", MEM_TYPE_GUEST_MEMFD, .recovery = true,

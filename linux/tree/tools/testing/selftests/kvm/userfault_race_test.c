@@ -23,7 +23,7 @@
 
 #define NR_VCPUS	4
 #define NR_ROUNDS	12
-#define MAX_ROUNDS	1000
+#define MAX_ROUNDS	300
 #define NR_REARMS	300
 #define TEST_NPAGES	70
 
