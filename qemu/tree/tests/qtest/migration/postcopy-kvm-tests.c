@@ -124,6 +124,27 @@ static void assert_used_parts(QTestState *from, QTestState *to, void *opaque)
     }
 }
 
+/* Of the guest's memory, in KiB; a memfd is shared. */
+static uint64_t shared_memory_of(QTestState *who)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/status", qtest_pid(who));
+    g_autofree char *text = NULL;
+    const char *line;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    line = strstr(text, "RssShmem:");
+    g_assert_nonnull(line);
+    return g_ascii_strtoull(line + strlen("RssShmem:"), NULL, 10);
+}
+
+/* As assert_used(), and the source has let go of what it sent before, too. */
+static void assert_released(QTestState *from, QTestState *to, void *opaque)
+{
+    assert_used(from, to, opaque);
+    g_assert_cmpint(shared_memory_of(to), >, 64 * 1024);
+    g_assert_cmpint(shared_memory_of(from), <, 16 * 1024);
+}
+
 /* userfaultfd has trapped all accesses. */
 static void assert_not_used(QTestState *from, QTestState *to, void *opaque)
 {
@@ -637,7 +658,8 @@ static const KvmTest kvm_tests[] = {
     { "hugetlb", MEM_TYPE_HUGETLB },
     { "guest-memfd", MEM_TYPE_GUEST_MEMFD },
     { "dirty-ring", MEM_TYPE_MEMFD, .args.start.use_dirty_ring = true },
-    { "release-ram", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_RELEASE_RAM },
+    { "release-ram", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_RELEASE_RAM,
+      .args.end_hook = assert_released },
     { "multifd", MEM_TYPE_MEMFD, .cap = MIGRATION_CAPABILITY_MULTIFD },
     { "unix", MEM_TYPE_MEMFD, .unix_socket = true },
     { "preempt/unix", MEM_TYPE_MEMFD, .unix_socket = true, .preempt = true },
@@ -657,7 +679,8 @@ static const KvmTest kvm_tests[] = {
     { "preempt/anonymous", MEM_TYPE_ANON, .preempt = true },
     { "preempt/guest-memfd", MEM_TYPE_GUEST_MEMFD, .preempt = true },
     { "preempt/release-ram", MEM_TYPE_MEMFD, .preempt = true,
-      .cap = MIGRATION_CAPABILITY_RELEASE_RAM },
+      .cap = MIGRATION_CAPABILITY_RELEASE_RAM,
+      .args.end_hook = assert_released },
     { "preempt/multifd", MEM_TYPE_MEMFD, .preempt = true,
       .cap = MIGRATION_CAPABILITY_MULTIFD },
 #ifdef CONFIG_GNUTLS
