@@ -851,6 +851,19 @@ static void start_precopy(QTestState *from, QTestState *to, const char *uri)
     migrate_wait_for_dirty_mem(from, to);
 }
 
+/* As start_precopy(), of new guests.  Returns false if they can't start. */
+static bool start_through_relay(QTestState **from, QTestState **to)
+{
+    MigrateStart start = slow_start;
+
+    if (migrate_start(from, to, "defer", &start)) {
+        return false;
+    }
+    start_relay(*from, *to);
+    start_precopy(*from, *to, "fd:fd-mig");
+    return true;
+}
+
 /*
  * A migration is cancelled before post-copy starts.  The guest runs on, and
  * moves to another destination by post-copy.
@@ -899,14 +912,11 @@ static bool guest_runs(QTestState *who)
  */
 static void test_postcopy_kvm_lost_answer(void)
 {
-    MigrateStart start = slow_start;
     QTestState *from, *to;
 
-    if (migrate_start(&from, &to, "defer", &start)) {
+    if (!start_through_relay(&from, &to)) {
         return;
     }
-    start_relay(from, to);
-    start_precopy(from, to, "fd:fd-mig");
     migrate_postcopy_start(from, to, get_src());
     /* The source has the last answer that it needs before the end. */
     wait_for_migration_status(from, "postcopy-active", NULL);
@@ -931,14 +941,11 @@ static void test_postcopy_kvm_lost_answer(void)
 static void test_postcopy_kvm_lost_start(void)
 {
     const char *any_status[] = { NULL };
-    MigrateStart start = slow_start;
     QTestState *from, *to;
 
-    if (migrate_start(&from, &to, "defer", &start)) {
+    if (!start_through_relay(&from, &to)) {
         return;
     }
-    start_relay(from, to);
-    start_precopy(from, to, "fd:fd-mig");
     migration_relay_drop_pages(relay);
     qtest_qmp_assert_success(from, "{ 'execute': 'migrate-start-postcopy' }");
     wait_for_migration_status(from, "postcopy-device", NULL);
